@@ -1,0 +1,7 @@
+"""The job spec: typed, strict, YAML. Reading one imports neither torch nor ray."""
+
+from distill_jobs.spec.job import Job
+from distill_jobs.spec.load import load_job, parse_job
+from distill_jobs.spec.parts import Capture, Codec, Data, Distill, Features, Model, Train
+
+__all__ = ["Capture", "Codec", "Data", "Distill", "Features", "Job", "Model", "Train", "load_job", "parse_job"]

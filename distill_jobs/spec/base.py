@@ -1,0 +1,35 @@
+"""What every part of the spec shares: frozen, typed, no unknown keys; and 'exactly one of these keys' groups."""
+
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class Part(BaseModel):
+    """A part of the spec: frozen, strict in its types, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class OneOf(Part):
+    """A mapping that must carry exactly one of its keys, for example ``model: {mlp: {...}}``."""
+
+    what: ClassVar[str] = "choice"
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            names = ", ".join(type(self).model_fields)
+            raise ValueError(f"give exactly one {self.what} of: {names} (found: {', '.join(given) or 'none'})")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The key that was given."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def chosen(self) -> Any:
+        """The value of the key that was given."""
+        return getattr(self, self.kind)

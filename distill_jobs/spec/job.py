@@ -1,0 +1,52 @@
+"""The whole job: what is distilled from what, and the rules that join the parts."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from distill_jobs.spec.base import Part
+from distill_jobs.spec.parts import Capture, Cluster, Costs, Data, Distill, Evaluate, Student, Teacher, Tracking
+
+
+class Job(Part):
+    """A distillation job, as ``distill run SPEC`` takes it."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    task: Literal["causal_lm", "classification"]
+    workdir: str
+    data: Data
+    teacher: Teacher
+    student: Student
+    distill: Distill = Distill()
+    capture: Capture = Capture()
+    evaluate: Evaluate = Evaluate()
+    costs: Costs = Costs()
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+
+    @model_validator(mode="after")
+    def _task_fits_features(self) -> Self:
+        kind = self.data.features.kind
+        if (self.task == "causal_lm") != (kind == "documents"):
+            fitting = "documents" if self.task == "causal_lm" else "tabular, text or image"
+            raise ValueError(f"task {self.task} takes {fitting} features, but data.features has {kind}")
+        if self.task == "classification" and self.data.label is None:
+            raise ValueError("classification needs data.label, the name of the column with the right class")
+        if self.task == "causal_lm" and (self.data.label or self.data.classes):
+            raise ValueError("causal_lm learns from the text itself: remove data.label and data.classes")
+        return self
+
+    @model_validator(mode="after")
+    def _models_fit_features(self) -> Self:
+        kind = self.data.features.kind
+        for role, model in (("teacher", self.teacher.model), ("student", self.student.model)):
+            if model.kind == "mlp" and kind not in ("tabular", "image"):
+                raise ValueError(f"{role}.model.mlp takes tabular or image features, not {kind}")
+            if model.kind == "cnn" and kind != "image":
+                raise ValueError(f"{role}.model.cnn takes image features, not {kind}")
+            if model.kind == "gguf" and kind != "documents":
+                raise ValueError(f"{role}.model.gguf is a language model and takes documents, not {kind}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds holds a seed twice")
+        return self

@@ -1,0 +1,267 @@
+"""The parts of a job spec, in the order in which a job meets them. Imports neither torch nor ray."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from distill_jobs.spec.base import OneOf, Part
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Paths = str | tuple[str, ...]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class Documents(Part):
+    """Text for a causal language model, packed into sequences of fixed length."""
+
+    column: str = "text"
+    sequence_length: Annotated[int, Field(ge=8)] = 512
+    packing: Literal["documents", "naive"] = "documents"
+    tokenizer: str | None = None
+
+
+class Tabular(Part):
+    """Columns of a table, encoded by an encoder fitted on the training split."""
+
+    numeric: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    max_categories: Positive = 256
+
+    @model_validator(mode="after")
+    def _some_columns(self) -> Self:
+        if not self.numeric and not self.categorical:
+            raise ValueError("name at least one numeric or categorical column")
+        both = set(self.numeric) & set(self.categorical)
+        if both:
+            raise ValueError(f"a column is either numeric or categorical, not both: {', '.join(sorted(both))}")
+        return self
+
+
+class Text(Part):
+    """One text column to classify, tokenised and cut at ``max_length`` tokens."""
+
+    column: str = "text"
+    max_length: Positive = 128
+    tokenizer: str | None = None
+
+
+class Image(Part):
+    """One image column: encoded bytes (PNG, JPEG), or numbers in ``shape`` (channels, height, width)."""
+
+    column: str = "image"
+    shape: tuple[Positive, Positive, Positive]
+    scale: Annotated[float, Field(gt=0)] = 255.0
+
+
+class Features(OneOf):
+    """What a row holds: documents (causal_lm), or tabular, text or image features (classification)."""
+
+    what: ClassVar[str] = "kind of features"
+    documents: Documents | None = None
+    tabular: Tabular | None = None
+    text: Text | None = None
+    image: Image | None = None
+
+
+class Data(Part):
+    """Where the rows come from and how they are split.
+
+    ``validation`` and ``test`` are either paths of their own or the share of the training rows that a hash of the
+    row's id sets aside.
+    """
+
+    train: Paths
+    validation: Paths | Share = 0.1
+    test: Paths | Share = 0.1
+    format: Literal["auto", "jsonl", "parquet", "csv", "text"] = "auto"
+    features: Features
+    label: str | None = None
+    classes: tuple[str | int, ...] | None = None
+    slices: tuple[str, ...] = ()
+    rows_per_part: Positive = 4096
+    actors: Positive = 1
+    cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _splits_leave_rows(self) -> Self:
+        shares = [s for s in (self.validation, self.test) if isinstance(s, float)]
+        if sum(shares) >= 0.9:
+            raise ValueError("validation and test together take 0.9 or more of the rows; leave some to train on")
+        return self
+
+
+class Mlp(Part):
+    """Built-in multi-layer perceptron for tabular rows (or flattened images)."""
+
+    hidden: tuple[Positive, ...] = (128, 128)
+    dropout: Share = 0.0
+
+
+class Cnn(Part):
+    """Built-in convolutional network for images: 3×3 convolutions, one halving after each."""
+
+    channels: tuple[Positive, ...] = (16, 32)
+    dropout: Share = 0.0
+
+
+class Factory(Part):
+    """``module:callable`` that returns an ``nn.Module``, called with ``args`` and the data's sizes."""
+
+    target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    args: dict[str, Any] = {}
+
+
+class TeacherLayers(Part):
+    """A copy of the teacher with only these of its layers, in this order."""
+
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
+class Model(OneOf):
+    """Where a model comes from."""
+
+    what: ClassVar[str] = "kind of model"
+    hf: str | None = None
+    gguf: str | None = None
+    config: dict[str, Any] | None = None
+    factory: Factory | None = None
+    mlp: Mlp | None = None
+    cnn: Cnn | None = None
+    init_from_teacher: TeacherLayers | None = None
+
+
+class EarlyStopping(Part):
+    """Stop when the validation loss has not fallen by ``min_delta`` for ``patience`` evaluations; keep the best."""
+
+    patience: Positive = 3
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Train(Part):
+    """One training run by DeepSpeed. ``batch_size`` is the rows of one optimizer step, over all workers."""
+
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    steps: Positive | None = None
+    batch_size: Positive = 64
+    micro_batch: Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: Share = 0.05
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    precision: Precision = "auto"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    workers: Positive = 1
+    cpus_per_worker: Positive = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    early_stopping: EarlyStopping | None = None
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch_size % (self.workers * (self.micro_batch or 1)):
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of workers {self.workers} × micro_batch "
+                f"{self.micro_batch or 1}"
+            )
+        return self
+
+    @property
+    def rows_per_micro_batch(self) -> int:
+        """Rows that one worker takes through the model at once."""
+        return self.micro_batch or self.batch_size // self.workers
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches between two optimizer steps."""
+        return self.batch_size // (self.workers * self.rows_per_micro_batch)
+
+
+class Teacher(Part):
+    """The teacher: its model, and how to train it (leave ``train`` out for a teacher that is brought)."""
+
+    model: Model
+    train: Train | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _can_teach(self) -> Self:
+        if self.model.kind == "init_from_teacher":
+            raise ValueError("a teacher can't be cut from a teacher; name its own model")
+        if self.train is None and self.model.kind in ("config", "mlp", "cnn"):
+            raise ValueError(f"a {self.model.kind} teacher starts untrained: give teacher.train")
+        return self
+
+
+class Student(Part):
+    """The student, and how both it and the no-teacher baseline of equal budget are trained."""
+
+    model: Model
+    train: Train
+
+
+class Distill(Part):
+    """``L = (1-alpha)·CE(student, hard) + alpha·T²·KL(teacher_T ‖ student_T)``."""
+
+    temperature: Annotated[float, Field(ge=0.5, le=10.0)] = 2.0
+    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
+
+
+class Dense(Part):
+    """The log-probability of every class: for classifiers and small vocabularies."""
+
+
+class TopK(Part):
+    """The k likeliest classes, with the mass of the rest."""
+
+    k: Positive = 64
+
+
+class Codec(OneOf):
+    """How the teacher's distribution is stored."""
+
+    what: ClassVar[str] = "codec"
+    dense: Dense | None = None
+    topk: TopK | None = None
+
+
+class Capture(Part):
+    """The teacher's pass over the training rows by a pool of actors."""
+
+    codec: Codec | None = None
+    actors: Positive = 1
+    cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
+    batch_tokens: Positive = 2048
+    precision: Precision = "auto"
+    retries: Annotated[int, Field(ge=0)] = 3
+
+
+class Evaluate(Part):
+    """Teacher, student and baseline on the held-out split, on the devices of the capture actors."""
+
+    batch_tokens: Positive = 2048
+    latency_repeats: Positive = 20
+
+
+class Costs(Part):
+    """The price book: a YAML file, and single prices that override it."""
+
+    prices: str | None = None
+    override: dict[str, float] = {}
+
+
+class Tracking(Part):
+    """The MLflow server; without ``uri`` a SQLite database and an artifact folder beside the workdir."""
+
+    uri: str | None = None
+    experiment: str | None = None
+    log_models: bool = True
+
+
+class Cluster(Part):
+    """The Ray cluster to join; without ``address`` an embedded one on this machine."""
+
+    address: str | None = None
+    cpus: Positive | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
