@@ -1,0 +1,219 @@
+"""Folders on disk or in an object store (pyarrow.fs), with one promise: a file that exists is whole.
+
+On disk a file is written under a temporary name, synced, and renamed. An object store shows an object only when its
+upload has been closed. Either way, a process killed at any moment leaves no half-written file under the final name.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from cluster.errors import FileError
+
+_BLOCK = 1 << 20
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a URI or local path, and the path inside it.
+
+    ``AWS_ENDPOINT_URL`` names the endpoint of any S3-compatible store; credentials come from the environment only.
+    """
+    if "://" not in uri:
+        return fs.LocalFileSystem(), os.path.abspath(uri)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if uri.startswith("s3://") and endpoint:
+        scheme, _, host = endpoint.partition("://")
+        return fs.S3FileSystem(endpoint_override=host, scheme=scheme), uri.removeprefix("s3://")
+    try:
+        found, path = fs.FileSystem.from_uri(uri)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise FileError(f"can't open {uri}: {_flat(error)}") from None
+    return found, path
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that may be local or remote. Cheap, picklable; nothing is touched until it is used."""
+
+    uri: str
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(f"{self.uri.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.uri or self.uri.startswith("file://")
+
+    def path(self, name: str = "") -> Path:
+        """The local path of ``name``; only for local folders."""
+        assert self.is_local, f"{self.uri} is not on this machine"
+        return Path(filesystem(self.uri)[1]) / name
+
+    def exists(self, name: str) -> bool:
+        return bool(self._info(name).type != fs.FileType.NotFound)
+
+    def size(self, name: str) -> int:
+        """Bytes in the file ``name``."""
+        info = self._info(name)
+        if info.type != fs.FileType.File:
+            raise FileError(f"{self.uri}/{name} is missing")
+        return int(info.size)
+
+    def names(self, suffix: str = "") -> list[str]:
+        """The names of the files directly in this folder, sorted; empty when there is no such folder."""
+        system, root = filesystem(self.uri)
+        with _said(self.uri):
+            found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+        names = (f.base_name for f in found if f.is_file and f.base_name.endswith(suffix))
+        # What a killed writer left behind was never committed, so it is not there.
+        return sorted(name for name in names if not (name.startswith(".") and name.endswith(".tmp")))
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as stream:
+            return bytes(stream.read())
+
+    def read_json(self, name: str) -> Any:
+        try:
+            return json.loads(self.read(name))
+        except (ValueError, UnicodeDecodeError, RecursionError):
+            raise FileError(f"{self.uri}/{name} is not valid JSON; it was damaged or edited") from None
+
+    def write(self, name: str, data: bytes) -> None:
+        with self.create(name) as stream:
+            stream.write(data)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write ``value`` readable and in a fixed key order, in one commit."""
+        self.write(name, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+    def open(self, name: str) -> pa.NativeFile:
+        """Open for reading: memory-mapped on disk, ranged reads from an object store."""
+        system, root = filesystem(self.uri)
+        with _said(f"{self.uri}/{name}"):
+            if isinstance(system, fs.LocalFileSystem):
+                return pa.memory_map(f"{root}/{name}")
+            return system.open_input_file(f"{root}/{name}")
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[pa.NativeFile]:
+        """A stream to a new file that appears under ``name`` whole when the block ends, and not at all if it raises."""
+        system, root = filesystem(self.uri)
+        with _said(f"{self.uri}/{name}"):
+            if isinstance(system, fs.LocalFileSystem):
+                with _create_local(Path(root) / name) as stream:
+                    yield stream
+            else:
+                # An upload that is never closed is never visible; on an error it is closed under a name nobody reads.
+                aside = f"{root}/.{uuid.uuid4().hex}.tmp"
+                try:
+                    with system.open_output_stream(aside) as stream:
+                        yield stream
+                except BaseException:
+                    with suppress(OSError):
+                        system.delete_file(aside)
+                    raise
+                system.move(aside, f"{root}/{name}")
+
+    def remove(self, name: str) -> None:
+        """Delete the file ``name`` if it is there."""
+        system, root = filesystem(self.uri)
+        with _said(f"{self.uri}/{name}"):
+            if self.exists(name):
+                system.delete_file(f"{root}/{name}")
+
+    def clear(self) -> None:
+        """Delete this folder and all in it."""
+        system, root = filesystem(self.uri)
+        with _said(self.uri):
+            if system.get_file_info(root).type == fs.FileType.Directory:
+                system.delete_dir(root)
+
+    def _info(self, name: str) -> fs.FileInfo:
+        system, root = filesystem(self.uri)
+        with _said(f"{self.uri}/{name}"):
+            return system.get_file_info(f"{root}/{name}")
+
+
+def fetch(source: Folder, into: Path) -> Path:
+    """Copy a remote folder's files (all levels) into a local one, once; a local folder is returned as it is."""
+    if source.is_local:
+        return source.path()
+    system, root = filesystem(source.uri)
+    done = into / ".fetched"
+    if not done.exists():
+        into.mkdir(parents=True, exist_ok=True)
+        with _said(source.uri):
+            fs.copy_files(root, str(into), source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
+        done.touch()
+    return into
+
+
+def store_folder(local: Path, target: Folder) -> None:
+    """Copy the files of a local folder into ``target``."""
+    system, root = filesystem(target.uri)
+    with _said(target.uri):
+        system.create_dir(root, recursive=True)
+        fs.copy_files(str(local), root, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system)
+
+
+def sha256(folder: Folder, name: str) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with folder.open(name) as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest(value: Any) -> str:
+    """A short stable digest of plain values (what ``json`` takes), for the question 'has this changed?'."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _create_local(final: Path) -> Iterator[pa.NativeFile]:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as raw, pa.PythonFile(raw, mode="w") as stream:
+            yield stream
+            stream.flush()
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, final)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _said(where: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileError(f"{where} is missing") from None
+    except (pa.ArrowException, OSError) as error:
+        raise FileError(f"{where}: {_flat(error)}") from None
+
+
+def _flat(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,223 @@
+"""Run a function on a gang of ranks by Ray Train: all of them start together, and one failure ends them all."""
+
+import math
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from cluster.errors import ClusterError, GangError, one_line
+from cluster.mailbox import Mailbox, Slot
+from cluster.meter import Usage, cpu_seconds
+from cluster.session import Session
+
+_POLL_SECONDS = 0.2
+# A peer's death shows on the other ranks first, as a broken connection. They wait this long before they fail
+# themselves, so that Ray notices the death and the cause is reported rather than the symptom.
+_GRACE_SECONDS = 2.0
+
+Fatal = tuple[type[Exception], ...]
+
+
+@dataclass(frozen=True)
+class Gang:
+    """How many ranks, and what each holds."""
+
+    workers: int
+    cpus: int = 1
+    gpus: float = 0.0
+
+
+class Rank:
+    """What the function knows of its place. ``torch.distributed`` is initialised (gloo on CPUs, nccl on GPUs).
+
+    Attributes:
+        rank, world_size: this rank and how many there are.
+        device: ``cpu`` or ``cuda:<index>``.
+    """
+
+    def __init__(self, rank: int, world_size: int, device: str, slot: Slot) -> None:
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self._slot = slot
+
+    def report(self, values: dict[str, Any]) -> None:
+        """Hand plain values to the driver; only rank 0's arrive. Never waits and never raises."""
+        if self.rank == 0:
+            self._slot.report(values)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What each rank gets, in one picklable piece."""
+
+    fn: Callable[[Rank, Any], Any]
+    argument: Any
+    gang: Gang
+    slot: Slot
+    fatal: Fatal
+
+
+def run_gang(
+    session: Session,
+    fn: Callable[[Rank, Any], Any],
+    argument: Any,
+    gang: Gang,
+    on_report: Callable[[dict[str, Any]], None],
+    *,
+    fatal: Fatal = (),
+    what: str = "training",
+) -> tuple[Any, Usage]:
+    """Call ``fn(rank, argument)`` on every rank; reports come to ``on_report`` in this thread while it runs.
+
+    Returns:
+        Rank 0's return value, and what the gang held from here to its end, start-up included.
+
+    Raises:
+        ResourceError: the cluster has no room for the gang.
+        GangError: a rank failed or died; one line says which and why.
+        ClusterError, or one of ``fatal``: as a rank raised it.
+    """
+    session.require(what, gang.workers, gang.cpus, gang.gpus)
+    started = time.perf_counter()
+    mailbox, name = session.mailbox, uuid.uuid4().hex
+    folder = tempfile.mkdtemp(prefix="gang-")
+    task = _Task(fn, argument, gang, mailbox.slot(name), fatal)
+    launch = _Launch(task, folder, name, session.embedded)
+    try:
+        failures = _follow(launch, mailbox, name, on_report)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if launch.error is not None:
+        raise _cause(launch.error, failures, fatal, what) from None
+    value, burnt = launch.value
+    wall = time.perf_counter() - started
+    held = Usage(
+        device_seconds=wall * gang.gpus * gang.workers,
+        core_seconds=wall * gang.cpus * gang.workers,
+        cpu_seconds=burnt,
+        wall_seconds=wall,
+    )
+    return value, held
+
+
+class _Launch(threading.Thread):
+    """Ray Train's blocking ``fit`` in a thread of its own, so that the driver's main thread keeps its signal handlers
+    (``fit`` would replace the one for Ctrl-C and never give it back) and is free to show progress."""
+
+    def __init__(self, task: _Task, folder: str, name: str, embedded: bool) -> None:
+        super().__init__(daemon=True, name="gang")
+        self.task, self.folder, self.run_name, self.embedded = task, folder, name, embedded
+        self.value: tuple[Any, float] = (None, 0.0)
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.value = self._fit()
+        except Exception as error:
+            self.error = error
+
+    def _fit(self) -> tuple[Any, float]:
+        # Imported here, beside the start of the mailbox, and not by everything that only names a Gang.
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+        from cluster.trainer import GangTrainer, TorchRendezvous
+
+        gang = self.task.gang
+        trainer = GangTrainer(
+            _on_rank,
+            # In bytes, so that the controller doesn't import the training code, and torch with it.
+            train_loop_config={"task": ray.cloudpickle.dumps(self.task)},
+            scaling_config=ScalingConfig(
+                num_workers=gang.workers,
+                use_gpu=gang.gpus > 0,
+                resources_per_worker={"CPU": gang.cpus} | ({"GPU": gang.gpus} if gang.gpus else {}),
+            ),
+            backend_config=TorchRendezvous("nccl" if gang.gpus else "gloo"),
+            run_config=RunConfig(
+                name=self.run_name, storage_path=self.folder, failure_config=FailureConfig(max_failures=0)
+            ),
+        )
+        trainer.embedded = self.embedded
+        value: tuple[Any, float] = ray.cloudpickle.loads(trainer.fit().return_value)
+        return value
+
+
+def _follow(
+    launch: _Launch, mailbox: Mailbox, name: str, on_report: Callable[[dict[str, Any]], None]
+) -> list[tuple[int, Exception]]:
+    """Hand on reports until the run ends; whatever interrupts this ends the run too."""
+    failures: list[tuple[int, Exception]] = []
+    ranks: list[Any] = []
+
+    def deliver() -> None:
+        mail = mailbox.take(name)
+        failures.extend(mail.failures)
+        ranks.extend(mail.ranks)
+        for values in mail.reports:
+            on_report(values)
+
+    try:
+        while launch.is_alive():
+            launch.join(_POLL_SECONDS)
+            deliver()
+        deliver()
+    except BaseException:
+        mailbox.stop(name)
+        for handle in ranks + mailbox.take(name).ranks:
+            ray.kill(handle)
+        launch.join(30.0)
+        raise
+    return failures
+
+
+def _on_rank(config: dict[str, Any]) -> bytes | None:
+    """What Ray Train calls on each rank. Rank 0 returns its value with the processor seconds of all ranks, pickled."""
+    import torch
+
+    from cluster.trainer import device
+
+    task: _Task = ray.cloudpickle.loads(config["task"])
+    mine = torch.distributed.get_rank()
+    if not task.slot.join():
+        raise GangError("the gang was stopped before it had started")
+    torch.set_num_threads(max(1, math.floor(task.gang.cpus)))
+    rank = Rank(mine, torch.distributed.get_world_size(), device(), task.slot)
+    try:
+        value = task.fn(rank, task.argument)
+    except Exception as error:
+        passed_on = error if isinstance(error, (ClusterError, *task.fatal)) else GangError(one_line(error))
+        task.slot.fail(mine, passed_on)
+        time.sleep(_GRACE_SECONDS if rank.world_size > 1 and passed_on is not error else 0.0)
+        raise passed_on from None
+    burnt = torch.tensor(cpu_seconds(), dtype=torch.float64, device=rank.device)
+    torch.distributed.all_reduce(burnt)
+    task.slot.flush()
+    # Ray Train refuses tensors in what a rank returns, though bytes that hold some travel as well.
+    return bytes(ray.cloudpickle.dumps((value, float(burnt)))) if mine == 0 else None
+
+
+def _cause(error: Exception, failures: list[tuple[int, Exception]], fatal: Fatal, what: str) -> Exception:
+    """The one error that tells why the gang failed, out of all that its ranks and Ray said."""
+    by_rank: dict[int, Exception] = dict(getattr(error, "worker_failures", {}))
+    said = [*failures, *sorted(by_rank.items())]
+    for _, failure in said:
+        if isinstance(failure, (ClusterError, *fatal)) and type(failure) is not GangError:
+            return failure
+    for rank, failure in by_rank.items():
+        if isinstance(failure, RayError) or "health check" in str(failure).lower():
+            return GangError(f"{what} failed: the process of rank {rank} died; it was killed or ran out of memory")
+    for rank, failure in said:
+        return GangError(f"{what} failed on rank {rank}: {_said(failure)}")
+    return GangError(f"{what} failed: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, GangError) else one_line(error)

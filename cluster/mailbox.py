@@ -1,0 +1,107 @@
+"""How ranks speak to the driver while they run: a small actor that holds what they said until the driver asks.
+
+Ranks on any node can reach it, and a slow driver never slows them: leaving a message is one call that nobody awaits.
+"""
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+_FLUSH_SECONDS = 10.0
+
+
+@dataclass
+class Mail:
+    """What has come in from one gang since the driver last asked."""
+
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[tuple[int, Exception]] = field(default_factory=list)
+    ranks: list[ActorHandle] = field(default_factory=list)
+
+
+class _Box:
+    """The actor: one ``Mail`` for each gang."""
+
+    def __init__(self) -> None:
+        self.mail: dict[str, Mail] = {}
+        self.stopped: set[str] = set()
+
+    def report(self, gang: str, values: dict[str, Any]) -> None:
+        self.mail.setdefault(gang, Mail()).reports.append(values)
+
+    def fail(self, gang: str, rank: int, error: Exception) -> None:
+        self.mail.setdefault(gang, Mail()).failures.append((rank, error))
+
+    def join(self, gang: str, handle: ActorHandle) -> bool:
+        """A rank has started; returns whether its gang has been stopped already."""
+        self.mail.setdefault(gang, Mail()).ranks.append(handle)
+        return gang in self.stopped
+
+    def stop(self, gang: str) -> None:
+        self.stopped.add(gang)
+
+    def take(self, gang: str) -> Mail:
+        return self.mail.pop(gang, Mail())
+
+
+class Mailbox:
+    """The driver's side."""
+
+    def __init__(self) -> None:
+        self._actor = ray.remote(_Box).options(num_cpus=0, max_pending_calls=10_000).remote()
+
+    def slot(self, gang: str) -> "Slot":
+        """What a rank of ``gang`` gets to write to."""
+        return Slot(self._actor, gang)
+
+    def take(self, gang: str) -> Mail:
+        """All that has come in since the last call, oldest first; nothing from a box that has died."""
+        try:
+            mail: Mail = ray.get(self._actor.take.remote(gang))
+        except RayError:
+            return Mail()
+        return mail
+
+    def stop(self, gang: str) -> None:
+        """Turn away ranks of ``gang`` that have not joined yet."""
+        with contextlib.suppress(RayError):
+            ray.get(self._actor.stop.remote(gang))
+
+    def alive(self) -> bool:
+        """Whether the actor answers."""
+        try:
+            ray.get(self._actor.take.remote(""), timeout=_FLUSH_SECONDS)
+        except RayError:
+            return False
+        return True
+
+
+class Slot:
+    """A rank's side; picklable."""
+
+    def __init__(self, actor: ActorHandle, gang: str) -> None:
+        self._actor, self._gang = actor, gang
+
+    def report(self, values: dict[str, Any]) -> None:
+        """Leave a message; never waits and never raises, since training must not stand on its display."""
+        with contextlib.suppress(Exception):
+            self._actor.report.remote(self._gang, values)
+
+    def fail(self, rank: int, error: Exception) -> None:
+        """Leave the error that ends this rank, and wait until it has arrived."""
+        with contextlib.suppress(Exception):
+            ray.get(self._actor.fail.remote(self._gang, rank, error), timeout=_FLUSH_SECONDS)
+
+    def join(self) -> bool:
+        """Say that this rank has started; False when its gang has been stopped meanwhile."""
+        me = ray.get_runtime_context().current_actor
+        return not ray.get(self._actor.join.remote(self._gang, me), timeout=_FLUSH_SECONDS)
+
+    def flush(self) -> None:
+        """Wait until everything this process has left so far has arrived (an actor takes calls in order)."""
+        with contextlib.suppress(Exception):
+            ray.get(self._actor.take.remote(""), timeout=_FLUSH_SECONDS)

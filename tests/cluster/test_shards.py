@@ -1,0 +1,148 @@
+"""A map over real Ray actors: they are killed, they raise, and every shard still comes back once or the reason does."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.errors import ClusterError, FileError, ResourceError, ShardError
+from cluster.session import Session
+from cluster.shards import Pool, PoolReport, map_shards
+
+
+class Refused(ValueError):
+    """Stands for an error of the package above, of which cluster knows nothing."""
+
+
+class Square:
+    def run(self, shard: int) -> tuple[int, int, str]:
+        return shard * shard, os.getpid(), os.environ["OMP_NUM_THREADS"]
+
+
+class Faulty:
+    """Does ``what`` to itself on the first attempts at the shards it is told; files count attempts across processes."""
+
+    def __init__(self, what: str, folder: Path, bad: dict[int, int]) -> None:
+        self.what, self.folder, self.bad = what, folder, bad
+
+    def run(self, shard: int) -> int:
+        attempts = len(list(self.folder.glob(f"{shard}.*")))
+        (self.folder / f"{shard}.{attempts}").touch()
+        if attempts < self.bad.get(shard, 0):
+            if self.what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.what == "refuse":
+                raise Refused(f"no row {shard}")
+            if self.what == "file":
+                raise FileError("the disk is full")
+            if self.what == "unsendable":
+                return threading.Lock()  # type: ignore[return-value]
+            raise KeyError(f"odd {shard}")
+        return shard
+
+
+def collect(
+    session: Session, make: Callable[[], Any], shards: list[Any], pool: Pool, **more: Any
+) -> tuple[dict[Any, Any], PoolReport]:
+    found: list[tuple[Any, Any]] = []
+    report = map_shards(session, make, shards, pool, lambda shard, value: found.append((shard, value)), **more)
+    assert all(times == 1 for times in Counter(shard for shard, _ in found).values())
+    return dict(found), report
+
+
+def free_cpus(session: Session) -> float:
+    deadline = time.time() + 30
+    while ray.available_resources().get("CPU", 0) < session.resources()["CPU"] and time.time() < deadline:
+        time.sleep(0.1)
+    return float(ray.available_resources().get("CPU", 0))
+
+
+def test_each_shard_once(session: Session) -> None:
+    found, report = collect(session, Square, list(range(9)), Pool(actors=2))
+    assert {shard: value[0] for shard, value in found.items()} == {n: n * n for n in range(9)}
+    assert len({value[1] for value in found.values()}) <= 2
+    assert {value[2] for value in found.values()} == {"1"}
+    assert (report.retried, report.lost_actors) == (0, 0)
+    usage = report.usage
+    assert usage.core_seconds == pytest.approx(2 * usage.wall_seconds)
+    assert usage.device_seconds == 0
+    assert usage.cpu_seconds > 0
+    assert 0 < report.startup_seconds <= usage.wall_seconds + 1
+
+
+def test_never_more_actors_than_shards(session: Session) -> None:
+    found, report = collect(session, Square, [5], Pool(actors=2))
+    assert found[5][0] == 25
+    assert report.usage.core_seconds == pytest.approx(report.usage.wall_seconds)
+
+
+def test_no_shards(session: Session) -> None:
+    found, report = collect(session, Square, [], Pool(actors=2))
+    assert found == {} and report.usage.wall_seconds == 0
+
+
+def test_killed_actors_are_replaced(session: Session, tmp_path: Path) -> None:
+    found, report = collect(session, lambda: Faulty("kill", tmp_path, {1: 1, 3: 2}), list(range(6)), Pool(actors=2))
+    assert found == {n: n for n in range(6)}
+    assert (report.retried, report.lost_actors) == (3, 3)
+    assert free_cpus(session) == 2
+
+
+def test_a_shard_that_raises_is_tried_again(session: Session, tmp_path: Path) -> None:
+    found, report = collect(session, lambda: Faulty("raise", tmp_path, {0: 2, 2: 1}), list(range(4)), Pool(actors=1))
+    assert found == {n: n for n in range(4)}
+    assert (report.retried, report.lost_actors) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [("raise", r"KeyError: 'odd 2' \(test_shards.py:\d+\)"), ("kill", "its actor died"), ("unsendable", "pickle")],
+)
+def test_a_hopeless_shard_is_named(session: Session, tmp_path: Path, what: str, cause: str) -> None:
+    pool = Pool(actors=2, retries=1)
+    with pytest.raises(ShardError, match=rf"(?s)capture: shard 2 failed 2 times.*{cause}"):
+        collect(session, lambda: Faulty(what, tmp_path, {2: 99}), list(range(4)), pool, what="capture")
+    assert free_cpus(session) == 2
+
+
+def test_fatal_errors_come_as_themselves_and_at_once(session: Session, tmp_path: Path) -> None:
+    for what, kind in (("refuse", Refused), ("file", FileError)):
+        folder = tmp_path / what
+        folder.mkdir()
+        with pytest.raises(kind):
+            collect(session, partial(Faulty, what, folder, {0: 99}), list(range(4)), Pool(actors=1), fatal=(Refused,))
+        assert len(list(folder.glob("0.*"))) == 1
+    assert issubclass(FileError, ClusterError)
+
+
+def test_a_worker_that_can_not_be_made(session: Session) -> None:
+    def make() -> Square:
+        raise OSError("no such model")
+
+    with pytest.raises(ShardError, match="OSError: no such model"):
+        collect(session, make, [1, 2], Pool(actors=1, retries=0))
+
+
+def test_actors_end_when_the_driver_fails(session: Session) -> None:
+    def on_result(_shard: Any, _value: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        map_shards(session, Square, list(range(50)), Pool(actors=2), on_result)
+    assert free_cpus(session) == 2
+
+
+def test_a_pool_that_does_not_fit(session: Session) -> None:
+    with pytest.raises(ResourceError, match=r"capture asks for 3 workers of 1 CPU \(3 in all\), but the cluster has 2"):
+        collect(session, Square, [1, 2, 3], Pool(actors=3), what="capture")
+    with pytest.raises(ResourceError, match="1 worker of 1 GPU"):
+        collect(session, Square, [1], Pool(actors=1, gpus=1))
+    assert session.accelerator() is None and session.embedded

@@ -1,0 +1,91 @@
+"""The same folder in an object store: a real S3 protocol round trip against moto's server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
+
+from cluster.errors import FileError
+from cluster.files import Folder, fetch, filesystem, sha256, store_folder
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def folder(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Folder:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = request.node.name.replace("_", "-")[:60]
+    host = endpoint.removeprefix("http://")
+    fs.S3FileSystem(endpoint_override=host, scheme="http", allow_bucket_creation=True).create_dir(bucket)
+    return Folder(f"s3://{bucket}/job")
+
+
+def test_round_trip(folder: Folder) -> None:
+    data = bytes(range(256)) * 50_000  # more than one part of a multipart upload
+    assert not folder.exists("big") and folder.names() == []
+    folder.write("big", data)
+    folder.write_json("small.json", {"b": 1, "a": 2})
+    (folder / "sub").write("inner", b"12")
+    assert folder.read("big") == data and folder.size("big") == len(data)
+    assert folder.names() == ["big", "small.json"] and folder.names(".json") == ["small.json"]
+    assert folder.read_json("small.json") == {"a": 2, "b": 1}
+    assert folder.exists("sub/inner") and len(sha256(folder, "big")) == 64
+    with folder.open("big") as stream:
+        stream.seek(1000)
+        assert stream.read(5) == data[1000:1005]
+    folder.write("big", b"anew")
+    assert folder.read("big") == b"anew"
+    folder.remove("big")
+    folder.remove("big")
+    assert not folder.exists("big")
+    folder.clear()
+    assert not folder.exists("small.json") and not folder.exists("sub/inner")
+
+
+def test_an_error_while_writing_shows_nothing(folder: Folder) -> None:
+    folder.write("x", b"before")
+    with pytest.raises(ValueError, match="mine"), folder.create("x") as stream:
+        stream.write(b"half")
+        raise ValueError("mine")
+    assert folder.read("x") == b"before"
+    assert folder.names() == ["x"]
+
+
+def test_errors_are_one_sentence(folder: Folder) -> None:
+    for call in (folder.read, folder.size):
+        with pytest.raises(FileError, match="nothing") as caught:
+            call("nothing")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(FileError, match="no-such-bucket"):
+        Folder("s3://no-such-bucket/x").write("y", b"1")
+
+
+def test_fetch_and_store(folder: Folder, tmp_path: Path) -> None:
+    local = tmp_path / "model"
+    (local / "deep").mkdir(parents=True)
+    (local / "a").write_bytes(b"1")
+    (local / "deep" / "b").write_bytes(b"2")
+    store_folder(local, folder / "model")
+    assert (folder / "model").read("deep/b") == b"2"
+    copy = fetch(folder / "model", tmp_path / "copy")
+    assert (copy / "a").read_bytes() == b"1" and (copy / "deep" / "b").read_bytes() == b"2"
+    (folder / "model").write("a", b"changed")
+    assert (fetch(folder / "model", tmp_path / "copy") / "a").read_bytes() == b"1"  # fetched once
+
+
+def test_the_endpoint_comes_from_the_environment(folder: Folder, endpoint: str) -> None:
+    system, path = filesystem(folder.uri)
+    assert isinstance(system, fs.S3FileSystem) and path == folder.uri.removeprefix("s3://")
+    assert endpoint.startswith("http://127.0.0.1:")
