@@ -1,0 +1,169 @@
+"""Models on disk.
+
+A model of transformers is an ordinary Hugging Face folder (configuration, safetensors, tokenizer); any other is
+``model.json`` (how to build it) and ``model.safetensors``. Beside them ``encoder.json`` and ``serving.json``, with
+which the folder alone can serve. ``serving.json`` is written last: without it there is no model here.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from cluster.errors import FileError
+from cluster.files import Folder, fetch
+from distill_jobs.data.encoder import ENCODER
+from distill_jobs.data.facts import DataFacts
+from distill_jobs.data.tokenizer import TokenizerFacts
+from distill_jobs.errors import DataError, ModelError
+from distill_jobs.models import builtin, factory, huggingface
+from distill_jobs.models.scorer import Scorer, flat
+
+SERVING, SPEC, WEIGHTS = "serving.json", "model.json", "model.safetensors"
+_VERSION = 1
+_BLOCK = 1 << 22
+
+
+def save_model(
+    scorer: Scorer, folder: Folder, facts: DataFacts, data: Folder, state: dict[str, Tensor] | None = None
+) -> None:
+    """Write a model so that it can be loaded, served and shared from ``folder`` alone.
+
+    Args:
+        data: the prepared data, whose encoder and tokenizer are copied along.
+        state: the full state dict of the scorer (keys ``core.…``) where its own parameters are elsewhere, as with
+            weights that an engine has spread over ranks; None saves the scorer's own.
+    """
+    folder.remove(SERVING)
+    weights = {k.removeprefix("core."): v for k, v in (scorer.state_dict() if state is None else state).items()}
+    for name in [*folder.names(".safetensors"), *folder.names(".safetensors.index.json")]:
+        folder.remove(name)
+    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+        if scorer.origin["kind"] == "hf":
+            _write_hugging_face(scorer.core, weights, Path(scratch))
+        else:
+            _write_plain(scorer, weights, Path(scratch))
+        sums = {file.name: _copy(file, folder) for file in sorted(Path(scratch).iterdir())}
+    if data.exists(ENCODER):
+        folder.write(ENCODER, data.read(ENCODER))
+    for name in (data / "tokenizer").names():
+        folder.write(name, (data / "tokenizer").read(name))
+    files = {name: entry for name, entry in sums.items() if name.endswith(".safetensors")}
+    tokenizer = TokenizerFacts.load(data)
+    known = {"origin": scorer.origin, "weights": files}
+    serving = {
+        "schema_version": _VERSION,
+        "facts": facts.as_dict(),
+        "outputs": scorer.outputs,
+        "end_id": tokenizer.end_id if tokenizer else None,
+        "digest": hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest(),
+        **known,
+    }
+    folder.write_json(SERVING, serving)
+
+
+def load_model(folder: Folder) -> Scorer:
+    """Load a saved model in fp32, on the CPU, in eval mode. Raises ModelError when it is not there or not whole.
+
+    A factory model's folder names the code to call: load such folders only from where you would run code.
+    """
+    serving, facts = read_serving(folder)
+    origin = serving["origin"]
+    with local_copy(folder) as path:
+        if origin["kind"] == "hf":
+            with huggingface.said(f"can't load the model in {folder}"):
+                core = huggingface.auto_class(facts.features).from_pretrained(
+                    path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+                )
+        else:
+            core = factory.revive(origin) if origin["kind"] == "factory" else builtin.revive(origin)
+            _read_plain(core, path / WEIGHTS, folder)
+    scorer = Scorer(core, origin, facts.features, facts.packing).eval()
+    scorer.outputs = serving["outputs"]
+    return scorer
+
+
+def model_digest(folder: Folder) -> str:
+    """A digest of the weights and of how the model is built (worked out when it was saved)."""
+    return str(read_serving(folder)[0]["digest"])
+
+
+def read_serving(folder: Folder) -> tuple[dict[str, Any], DataFacts]:
+    """``serving.json`` and the data facts in it, after a look whether the weights are as long as it says."""
+    if not folder.exists(SERVING):
+        raise ModelError(f"there is no complete model in {folder}")
+    try:
+        serving = folder.read_json(SERVING)
+        facts = DataFacts.of(serving["facts"], f"{folder}/{SERVING}")
+        whole = all(folder.size(name) == entry["bytes"] for name, entry in serving["weights"].items())
+        if serving["schema_version"] != _VERSION or serving["origin"]["kind"] not in ("hf", "mlp", "cnn", "factory"):
+            raise KeyError
+        if not isinstance(serving["outputs"], int) or not isinstance(serving["digest"], str):
+            raise KeyError
+    except (FileError, DataError) as error:
+        raise ModelError(f"the model in {folder} is damaged: {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ModelError(f"the model in {folder} is damaged or from another version: {SERVING} is not valid") from None
+    if not whole:
+        raise ModelError(f"the model in {folder} is damaged: its weights don't have the length that {SERVING} says")
+    return serving, facts
+
+
+@contextmanager
+def local_copy(folder: Folder) -> Iterator[Path]:
+    """The folder as a local path; a remote one is fetched for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+        yield fetch(folder, Path(scratch))
+
+
+def _write_hugging_face(core: Any, weights: dict[str, Tensor], path: Path) -> None:
+    # A gathered state dict may hold tied weights twice, as copies: the config ties them, so each goes in once.
+    tied = set(core.all_tied_weights_keys)
+    kept = {name: value for name, value in weights.items() if name not in tied}
+    with huggingface.said("can't save the model"):
+        core.save_pretrained(path, state_dict=kept)
+
+
+def _write_plain(scorer: Scorer, weights: dict[str, Tensor], path: Path) -> None:
+    kept = {name: value.contiguous() for name, value in weights.items() if name not in _aliases(scorer.core)}
+    safetensors.torch.save_file(kept, path / WEIGHTS)
+    (path / SPEC).write_text(json.dumps(scorer.origin, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _read_plain(core: nn.Module, path: Path, folder: Folder) -> None:
+    try:
+        missing, unexpected = core.load_state_dict(safetensors.torch.load_file(path), strict=False)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ModelError(f"can't load the weights in {folder}: {flat(error)}") from None
+    wrong = [*unexpected, *(name for name in missing if name not in _aliases(core))]
+    if wrong:
+        raise ModelError(f"the weights in {folder} don't fit the model: {wrong[0]} is on one side only")
+
+
+def _aliases(core: nn.Module) -> set[str]:
+    """Names under which a tensor appears a second time."""
+    seen: set[int] = set()
+    again: set[str] = set()
+    for tensors in (core.named_parameters(remove_duplicate=False), core.named_buffers(remove_duplicate=False)):
+        for name, tensor in tensors:
+            if id(tensor) in seen:
+                again.add(name)
+            seen.add(id(tensor))
+    return again
+
+
+def _copy(file: Path, folder: Folder) -> dict[str, Any]:
+    """Copy a file into ``folder`` in one commit; its length and SHA-256."""
+    digest = hashlib.sha256()
+    with file.open("rb") as source, folder.create(file.name) as target:
+        while block := source.read(_BLOCK):
+            digest.update(block)
+            target.write(block)
+    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}

@@ -1,0 +1,71 @@
+"""The model loaders: each turns its part of the spec into a model and the ``origin`` it can be built from again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from cluster.files import Folder
+from distill_jobs.data.facts import DataFacts
+from distill_jobs.errors import ModelError
+from distill_jobs.models import builtin, factory, files, huggingface, layers
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a loader may need beside its own part of the spec.
+
+    Attributes:
+        teacher: the saved teacher, for a student that is cut from it.
+        trained_further: False for a model that must be able to teach as it is.
+    """
+
+    facts: DataFacts
+    teacher: Folder | None = None
+    trained_further: bool = True
+
+
+Loaded = tuple[nn.Module, dict[str, Any]]
+Loader = Callable[[Any, Wanted], Loaded]
+
+_HF = {"kind": "hf"}
+
+
+def load_hf(chosen: str, wanted: Wanted) -> Loaded:
+    return huggingface.load_pretrained(chosen, wanted.facts, trained_further=wanted.trained_further), {**_HF}
+
+
+def load_gguf_file(chosen: str, wanted: Wanted) -> Loaded:
+    return huggingface.load_gguf(chosen, wanted.facts), {**_HF}
+
+
+def load_config(chosen: dict[str, Any], wanted: Wanted) -> Loaded:
+    return huggingface.from_config(chosen, wanted.facts), {**_HF}
+
+
+def load_factory(chosen: Any, wanted: Wanted) -> Loaded:
+    origin = factory.factory_origin(chosen.target, chosen.args, wanted.facts)
+    return factory.revive(origin), origin
+
+
+def load_mlp(chosen: Any, wanted: Wanted) -> Loaded:
+    origin = builtin.mlp_origin(chosen, wanted.facts)
+    return builtin.revive(origin), origin
+
+
+def load_cnn(chosen: Any, wanted: Wanted) -> Loaded:
+    origin = builtin.cnn_origin(chosen, wanted.facts)
+    return builtin.revive(origin), origin
+
+
+def load_layers(chosen: Any, wanted: Wanted) -> Loaded:
+    if wanted.teacher is None:
+        raise ModelError("init_from_teacher needs a teacher that is trained or imported: run the teach stage first")
+    teacher = files.load_model(wanted.teacher)
+    if teacher.origin["kind"] != "hf":
+        raise ModelError(
+            f"init_from_teacher cuts layers from Hugging Face models only, and the teacher is a "
+            f"{teacher.origin['kind']} model: give the student a model of its own"
+        )
+    return layers.cut_layers(teacher.core, chosen.layers), {**_HF}
