@@ -1,0 +1,173 @@
+"""The plan of a logit store: what it is made from and how, written before the first part and checked by everyone."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from cluster.errors import FileError
+from cluster.files import Folder, digest
+from distill_jobs.data.facts import DataFacts
+from distill_jobs.errors import DataError, StoreError, VocabularyError
+from distill_jobs.store.codecs import Codec, codec_from_plan
+
+PLAN = "plan.json"
+PARTS = "parts"
+SPLIT = "train"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """The contract between a teacher, its data and whoever trains from the store.
+
+    Attributes:
+        teacher: digest of the teacher's weights.
+        tokenizer_sha: digest of the tokenizer's vocabulary; None without a tokenizer.
+        data_fingerprint: ``DataFacts.fingerprint`` of the data.
+        vocabulary: ``real``, the classes that are told apart, and ``padded``, the width of the teacher's logits.
+        codec: its ``name`` and arguments.
+        parts: number of parts; part N holds the rows of the data's part N in their order.
+        positions_per_row: distributions in a row (the sequence length for a language model, else 1).
+        facts: the data's facts, as plain values, so that the store can be trained from alone.
+    """
+
+    teacher: str
+    tokenizer_sha: str | None
+    data_fingerprint: str
+    vocabulary: dict[str, int]
+    codec: dict[str, Any]
+    parts: int
+    positions_per_row: int
+    facts: dict[str, Any]
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def make(cls, facts: DataFacts, codec: Codec, teacher: str, outputs: int) -> Self:
+        """The plan for the data's training split and a teacher that gives ``outputs`` logits.
+
+        Raises:
+            VocabularyError: the teacher gives fewer logits than there are classes.
+        """
+        if outputs < facts.targets:
+            raise VocabularyError(
+                f"the teacher gives {outputs} logits, but the data have {facts.targets} classes or tokens; "
+                "use the teacher's own tokenizer, or a teacher for these classes"
+            )
+        return cls(
+            teacher=teacher,
+            tokenizer_sha=facts.tokenizer_sha,
+            data_fingerprint=facts.fingerprint,
+            vocabulary={"real": facts.targets, "padded": outputs},
+            codec={"name": codec.name, **codec.arguments()},
+            parts=facts.splits[SPLIT]["parts"],
+            positions_per_row=facts.positions_per_row,
+            facts=_plain(facts),
+        )
+
+    @classmethod
+    def load(cls, folder: Folder) -> Self:
+        """Read ``plan.json``.
+
+        Raises:
+            StoreError: it is missing, damaged, or of another schema version.
+        """
+        where = f"{folder}/{PLAN}"
+        if not folder.exists(PLAN):
+            raise StoreError(f"there is no logit store in {folder}: it has no {PLAN}")
+        try:
+            values = folder.read_json(PLAN)
+        except FileError as error:
+            raise StoreError(str(error)) from None
+        version = values.get("schema_version") if isinstance(values, dict) else None
+        if isinstance(version, int) and version != SCHEMA_VERSION:
+            raise StoreError(
+                f"{where} has schema version {version}, but this version reads {SCHEMA_VERSION}: read it with the "
+                "version that wrote it, or capture again"
+            )
+        try:
+            plan = cls(**values)
+            plan._check()
+        except (TypeError, KeyError, AttributeError, DataError, OverflowError):
+            raise StoreError(f"{where} is not a valid plan of a logit store; capture again") from None
+        return plan
+
+    def save(self, folder: Folder) -> None:
+        folder.write_json(PLAN, asdict(self))
+
+    @property
+    def classes(self) -> int:
+        """Classes that are told apart: the width of a dense target."""
+        return self.vocabulary["real"]
+
+    @property
+    def digest(self) -> str:
+        """Changes when anything in the plan does: parts made under another plan are made again."""
+        return digest(asdict(self))
+
+    def make_codec(self) -> Codec:
+        return codec_from_plan(self.codec)
+
+    def make_facts(self) -> DataFacts:
+        return DataFacts.of(self.facts, "the store's plan")
+
+    def _check(self) -> None:
+        sizes = (self.vocabulary["real"], self.vocabulary["padded"], self.positions_per_row, self.parts)
+        if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 40 for n in sizes):
+            raise TypeError
+        facts = self.make_facts()
+        agree = (
+            facts.targets == self.classes
+            and facts.positions_per_row == self.positions_per_row
+            and facts.fingerprint == self.data_fingerprint
+            and facts.tokenizer_sha == self.tokenizer_sha
+        )
+        if not agree or not isinstance(self.teacher, str) or self.schema_version != SCHEMA_VERSION:
+            raise TypeError
+        # Arrow's lists are counted in 32 bits, whatever a damaged plan may ask for.
+        widest = max(field.width for field in self.make_codec().fields(self.classes).values())
+        if widest * self.positions_per_row >= 1 << 31:
+            raise TypeError
+
+
+def check_student(plan: StorePlan, outputs: int, tokenizer_sha: str | None) -> None:
+    """Refuse a student that can't learn from this store, before anything is spent.
+
+    Args:
+        outputs: width of the student's logits (may be padded beyond the real classes).
+        tokenizer_sha: digest of the student's tokenizer; None when it has none of its own.
+
+    Raises:
+        VocabularyError: too few logits, or another tokenizer.
+    """
+    if outputs < plan.classes:
+        raise VocabularyError(
+            f"the student gives {outputs} logits but the store holds {plan.classes} classes; use a student with at "
+            f"least {plan.classes} outputs"
+        )
+    if plan.tokenizer_sha and tokenizer_sha and tokenizer_sha != plan.tokenizer_sha:
+        raise VocabularyError(
+            f"the student's tokenizer ({tokenizer_sha[:12]}) is not the one of the store ({plan.tokenizer_sha[:12]}): "
+            "token ids would mean different things; use a student with the teacher's tokenizer"
+        )
+
+
+def check_teacher(plan: StorePlan, teacher: str, facts: DataFacts) -> None:
+    """Refuse a store that another teacher made, or that was made from other data.
+
+    Raises:
+        StoreError: the digest of the teacher or the fingerprint of the data differs.
+    """
+    if plan.teacher != teacher:
+        raise StoreError(
+            f"the store was made by another teacher ({plan.teacher[:12]}, not {teacher[:12]}); capture again"
+        )
+    if plan.data_fingerprint != facts.fingerprint:
+        raise StoreError(
+            f"the store was made from other data ({plan.data_fingerprint[:12]}, not {facts.fingerprint[:12]}); "
+            "capture again"
+        )
+
+
+def _plain(facts: DataFacts) -> dict[str, Any]:
+    """Facts as JSON gives them back, so that a plan equals itself after a round trip."""
+    values = facts.as_dict()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

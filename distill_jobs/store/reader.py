@@ -1,0 +1,148 @@
+"""Reading a logit store: rows by their numbers, and the teacher's signal at the positions that a loss wants."""
+
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from cluster.errors import FileError
+from cluster.files import Folder
+from distill_jobs.data.facts import DataFacts
+from distill_jobs.data.reader import TableReader
+from distill_jobs.data.table import MANIFEST
+from distill_jobs.errors import DataError, StoreError
+from distill_jobs.store.codecs import Field
+from distill_jobs.store.plan import PARTS, SPLIT, StorePlan
+from distill_jobs.store.signal import TeacherSignal
+from distill_jobs.store.writer import PREFIX, STAYS_IN_DATA, column_type
+
+
+class LogitStore:
+    """A complete logit store, with everything that training needs. Whatever is wrong with it is a StoreError.
+
+    Attributes:
+        plan: what it was made from.
+        manifest: its totals.
+        facts: the data's facts.
+        rows: number of rows; they are numbered from 0 through all parts.
+    """
+
+    def __init__(self, plan: StorePlan, manifest: dict[str, Any], table: TableReader, pixels: TableReader | None):
+        self.plan, self.manifest, self.table = plan, manifest, table
+        self.facts = plan.make_facts()
+        self.rows = table.rows
+        self._pixels = pixels
+        self._codec = plan.make_codec()
+        self._fields = self._codec.fields(plan.classes)
+
+    @classmethod
+    def open(cls, folder: Folder, data: Folder | None = None) -> Self:
+        """Open a store; ``data`` is needed only where features stay there (images).
+
+        Raises:
+            StoreError: the store is incomplete, damaged, of another schema version, or ``data`` is not what it was
+                made from.
+        """
+        plan = StorePlan.load(folder)
+        manifest = read_manifest(folder, plan)
+        table = TableReader(folder / PARTS, error=StoreError)
+        if table.parts != plan.parts or table.rows != manifest["rows"]:
+            raise StoreError(f"{folder}: manifest, plan and parts disagree about rows or parts; capture again")
+        if table.rows:
+            _check_schema(table.schema, plan, folder)
+        pixels = _pixels(plan, table, data) if plan.facts["features"] == "image" else None
+        return cls(plan, manifest, table, pixels)
+
+    def take(self, indices: np.ndarray, soft: bool = True) -> dict[str, np.ndarray]:
+        """The rows ``indices`` (global numbers, any order): the data's columns and the soft target's (``t.<field>``).
+
+        Args:
+            soft: False leaves the soft target's columns unread.
+
+        Returns:
+            [n] for a plain column, [n, width] for a list; soft targets are [n, positions_per_row · width].
+        """
+        names = None if soft else [name for name in self.table.schema.names if not name.startswith(PREFIX)]
+        columns = self.table.take(indices, names)
+        if self._pixels is not None:
+            columns |= self._pixels.take(indices, [STAYS_IN_DATA])
+        return columns
+
+    def signal(
+        self, columns: dict[str, np.ndarray], device: str | torch.device, keep: Tensor | None = None
+    ) -> TeacherSignal:
+        """The teacher at the positions of rows that ``take`` gave.
+
+        Args:
+            keep: [n, positions_per_row] of bool; only these positions, in row-major order. None keeps all.
+
+        Raises:
+            StoreError: a column is missing, has another type, or holds values out of range.
+        """
+        chosen = None if keep is None else keep.reshape(-1).cpu().numpy()
+        raw = {}
+        for name, field in self._fields.items():
+            values = _values(columns, name, field, self.plan.positions_per_row)
+            values = values if chosen is None else values[chosen]
+            if field.below is not None and values.size and int(values.max()) >= field.below:
+                raise StoreError(f"the store is damaged: {PREFIX}{name} holds {values.max()}, not below {field.below}")
+            raw[name] = torch.from_numpy(np.require(values, requirements="W")).to(device)
+        return self._codec.decode(raw, self.plan.classes)
+
+
+def read_manifest(folder: Folder, plan: StorePlan) -> dict[str, Any]:
+    """The store's manifest; its presence means complete.
+
+    Raises:
+        StoreError: it is missing, damaged, or belongs to another plan.
+    """
+    if not folder.exists(MANIFEST):
+        raise StoreError(f"the logit store in {folder} is not complete: it has no {MANIFEST}; run capture again")
+    try:
+        manifest = folder.read_json(MANIFEST)
+    except FileError as error:
+        raise StoreError(str(error)) from None
+    names = ("parts", "rows", "tokens", "bytes")
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(name), int) for name in names):
+        raise StoreError(f"{folder}/{MANIFEST} is not a valid manifest of a logit store; run capture again")
+    if manifest.get("plan") != plan.digest:
+        raise StoreError(f"{folder}: the manifest belongs to another plan than the one beside it; run capture again")
+    return manifest
+
+
+def _values(columns: dict[str, np.ndarray], name: str, field: Field, positions: int) -> np.ndarray:
+    values = columns.get(PREFIX + name)
+    if values is None:
+        raise StoreError(f"the store has no column {PREFIX}{name}; capture again")
+    if values.dtype != np.dtype(field.dtype) or values.ndim != 2 or values.shape[1] != positions * field.width:
+        raise StoreError(
+            f"the store is damaged: {PREFIX}{name} is {values.dtype} {list(values.shape)}, not {field.dtype} "
+            f"[rows, {positions * field.width}]"
+        )
+    return values.reshape(-1, field.width)
+
+
+def _check_schema(schema: pa.Schema, plan: StorePlan, folder: Folder) -> None:
+    for name, field in plan.make_codec().fields(plan.classes).items():
+        expected = column_type(field, plan.positions_per_row)
+        at = schema.get_field_index(PREFIX + name)
+        if at < 0 or schema.field(at).type != expected:
+            found = "missing" if at < 0 else str(schema.field(at).type)
+            raise StoreError(f"{folder}: column {PREFIX}{name} is {found}, but the plan's codec takes {expected}")
+
+
+def _pixels(plan: StorePlan, table: TableReader, data: Folder | None) -> TableReader:
+    if data is None:
+        raise StoreError("this store's pixels stay in data/: open it together with the data it was made from")
+    try:
+        facts = DataFacts.load(data)
+    except DataError as error:
+        raise StoreError(str(error)) from None
+    if facts.fingerprint != plan.data_fingerprint:
+        raise StoreError(f"{data} is not what the store was made from (its fingerprint differs); capture again")
+    reader = TableReader(data / SPLIT, error=StoreError)
+    if reader.facts["part_rows"] != table.facts["part_rows"]:
+        raise StoreError(f"{data} and the store don't hold the same rows in the same parts; capture again")
+    return reader

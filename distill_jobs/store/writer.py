@@ -1,0 +1,146 @@
+"""Writing a logit store: part by part, each committed by its record, and the manifest last."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from cluster.errors import FileError
+from cluster.files import Folder, sha256
+from cluster.meter import Usage
+from distill_jobs.data.table import MANIFEST, PartRecord, commit_manifest, commit_part, committed
+from distill_jobs.errors import StoreError
+from distill_jobs.store.codecs import Field, bytes_per_position
+from distill_jobs.store.plan import PARTS, PLAN, StorePlan
+
+PREFIX = "t."
+STAYS_IN_DATA = "pixels"
+
+
+def start(folder: Folder, plan: StorePlan) -> dict[int, PartRecord]:
+    """Begin or go on with a store: write the plan, and return the parts that are already committed under it.
+
+    A store that was made under another plan loses its manifest here, so that it no longer counts as complete.
+    """
+    if not _same_plan(folder, plan):
+        folder.remove(MANIFEST)
+        plan.save(folder)
+    return committed(folder / PARTS, plan.parts, plan.digest)
+
+
+def write_part(
+    folder: Folder,
+    plan: StorePlan,
+    part: int,
+    source: Iterable[pa.RecordBatch],
+    targets: Iterable[dict[str, Tensor]],
+    *,
+    tokens: int | None = None,
+    usage: Usage | Callable[[], Usage] | None = None,
+    extra: dict[str, Any] | None = None,
+) -> PartRecord:
+    """Write and commit one part of the store.
+
+    Args:
+        source: the record batches of the data's part ``part``, in order.
+        targets: for each of them what the codec's ``encode`` gave: [rows · positions_per_row, width] for each field.
+        tokens: tokens in the part; None counts one a row.
+        usage: what making it has used; a function is asked once all batches have been made and written.
+
+    Raises:
+        StoreError: ``targets`` doesn't fit ``source`` or the codec.
+    """
+    fields = plan.make_codec().fields(plan.classes)
+    batches = iter(source)
+    first = next(batches, None)
+    schema = store_schema(first.schema if first is not None else pa.schema([]), fields, plan.positions_per_row)
+    rows = itertools.chain([first] if first is not None else [], batches)
+    return commit_part(
+        folder / PARTS,
+        part,
+        schema,
+        _joined(rows, targets, schema, fields, plan.positions_per_row),
+        inputs=plan.digest,
+        tokens=tokens,
+        usage=usage,
+        extra=extra,
+    )
+
+
+def finish(folder: Folder, plan: StorePlan) -> dict[str, Any]:
+    """Declare the store complete: write its manifest and return it.
+
+    Raises:
+        StoreError: parts are missing.
+    """
+    records = committed(folder / PARTS, plan.parts, plan.digest)
+    missing = [part for part in range(plan.parts) if part not in records]
+    if missing:
+        few = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise StoreError(f"{len(missing)} of {plan.parts} parts of {folder} are missing ({few}); capture again")
+    table = commit_manifest(folder / PARTS, records, rows_per_batch=plan.make_facts().rows_per_batch)
+    manifest = {
+        **contract(plan),
+        "table_sha256": sha256(folder / PARTS, MANIFEST),
+        **{name: table[name] for name in ("parts", "rows", "tokens", "bytes")},
+    }
+    folder.write_json(MANIFEST, manifest)
+    return manifest
+
+
+def contract(plan: StorePlan) -> dict[str, Any]:
+    """What a store's manifest repeats of its plan, for those who read the manifest alone."""
+    return {
+        "schema_version": plan.schema_version,
+        "plan": plan.digest,
+        "codec": plan.codec,
+        "bytes_per_position": bytes_per_position(plan.make_codec(), plan.classes),
+        "positions_per_row": plan.positions_per_row,
+    }
+
+
+def store_schema(source: pa.Schema, fields: dict[str, Field], positions: int) -> pa.Schema:
+    """The data's columns (pixels stay in ``data/``) and after them the soft target's, one list a row."""
+    kept = [field for field in source if field.name != STAYS_IN_DATA]
+    soft = [pa.field(PREFIX + name, column_type(field, positions)) for name, field in fields.items()]
+    return pa.schema(kept + soft)
+
+
+def column_type(field: Field, positions: int) -> pa.DataType:
+    """The Arrow type of a field's column: all positions of a row behind one another."""
+    return pa.list_(pa.from_numpy_dtype(np.dtype(field.dtype)), positions * field.width)
+
+
+def _joined(
+    source: Iterable[pa.RecordBatch],
+    targets: Iterable[dict[str, Tensor]],
+    schema: pa.Schema,
+    fields: dict[str, Field],
+    positions: int,
+) -> Iterator[pa.RecordBatch]:
+    for batch, target in itertools.zip_longest(source, targets):
+        if batch is None or target is None:
+            raise StoreError("there are not as many soft targets as record batches in the data's part")
+        columns = [batch.column(name) for name in batch.schema.names if name != STAYS_IN_DATA]
+        columns += [_column(name, field, target, batch.num_rows, positions) for name, field in fields.items()]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _column(name: str, field: Field, target: dict[str, Tensor], rows: int, positions: int) -> pa.Array:
+    values = target[name].detach().cpu().contiguous().numpy()
+    if values.shape != (rows * positions, field.width) or values.dtype != np.dtype(field.dtype):
+        raise StoreError(
+            f"the soft target {name} is {values.dtype} {list(values.shape)}, but {rows} rows of {positions} positions "
+            f"take {field.dtype} [{rows * positions}, {field.width}]"
+        )
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), positions * field.width)
+
+
+def _same_plan(folder: Folder, plan: StorePlan) -> bool:
+    try:
+        return folder.exists(PLAN) and StorePlan.load(folder).digest == plan.digest
+    except (StoreError, FileError):
+        return False

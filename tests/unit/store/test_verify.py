@@ -1,0 +1,179 @@
+"""Verify names every kind of damage, and neither it nor the reader ever ends in anything but a sentence."""
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from store_cases import LENGTH, VOCABULARY, lm_facts, make_data, make_store, table_facts
+
+from cluster.files import Folder
+from distill_jobs.data.reader import TableReader
+from distill_jobs.errors import StoreError
+from distill_jobs.store.codecs.topk import TopKCodec
+from distill_jobs.store.inspect import describe, render
+from distill_jobs.store.plan import StorePlan
+from distill_jobs.store.reader import LogitStore
+from distill_jobs.store.verify import verify
+from distill_jobs.store.writer import finish, start, write_part
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    make_data(Folder(str(root / "data")), lm_facts())
+    make_store(Folder(str(root / "store")), lm_facts(), Folder(str(root / "data")), TopKCodec(6))
+    return root
+
+
+def copy_of(whole: Path, tmp_path: Path) -> tuple[Path, Folder, Folder]:
+    shutil.copytree(whole, tmp_path / "w")
+    return tmp_path / "w", Folder(str(tmp_path / "w" / "store")), Folder(str(tmp_path / "w" / "data"))
+
+
+def read_all(folder: Folder, data: Folder) -> None:
+    store = LogitStore.open(folder, data)
+    columns = store.take(np.arange(store.rows))
+    store.signal(columns, "cpu").at(2.0)
+
+
+def test_each_loss_of_a_file_is_named(whole: Path, tmp_path: Path) -> None:
+    root, folder, data = copy_of(whole, tmp_path)
+    assert verify(folder, data) == []
+    for name, message in [
+        ("parts/part-00001.json", "no commit record"),
+        ("parts/manifest.json", "manifest.json is missing"),
+        ("manifest.json", "not complete"),
+        ("plan.json", "no logit store"),
+    ]:
+        kept = (root / "store" / name).read_bytes()
+        (root / "store" / name).unlink()
+        found = verify(folder, data)
+        assert any(message in sentence for sentence in found), (name, found)
+        (root / "store" / name).write_bytes(kept)
+    part = next((root / "store" / "parts").glob("part-00000.*.arrow"))
+    part.unlink()
+    assert any("missing" in sentence for sentence in verify(folder, data))
+
+
+def test_other_data_are_named(whole: Path, tmp_path: Path) -> None:
+    root, folder, data = copy_of(whole, tmp_path)
+    shutil.rmtree(root / "data")
+    make_data(data, lm_facts(parts=3))
+    assert "the same number of rows in every part" in verify(folder, data)[0]
+    make_data(data, table_facts())
+    (root / "data" / "manifest.json").write_text((root / "data" / "manifest.json").read_text().replace("data-1", "x"))
+    assert "fingerprints differ" in verify(folder, data)[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "index", "value", "message"),
+    [
+        ("logprob", 0, 1.0, "probabilities add up to"),
+        ("logprob", 3, float("nan"), "not finite"),
+        ("ids", 0, VOCABULARY, "not below 50"),
+        ("ids", 0, "second", "stands twice"),
+        ("gold_rank", 0, VOCABULARY, "gold ranks reach"),
+        ("gold_rank", 0, 65535, "no gold rank"),
+        ("gold_logprob", 0, 0.5, "above 0"),
+        ("entropy", 0, 9.0, "entropy"),
+    ],
+)
+def test_wrong_values_with_right_checksums(whole, tmp_path, field, index, value, message) -> None:
+    _, folder, data = copy_of(whole, tmp_path)
+    plan, table = StorePlan.load(folder), TableReader(folder / "parts", error=StoreError)
+    rewritten = []
+    for number, batch in enumerate(table.batches(0)):
+        targets = {}
+        for name, spec in plan.make_codec().fields(plan.classes).items():
+            values = np.array(batch.column(f"t.{name}").flatten().to_numpy()).reshape(LENGTH, spec.width)
+            if name == field and number == 1:
+                values[0, index] = values[0, 1] if value == "second" else value
+            targets[name] = torch.from_numpy(values)
+        rewritten.append(targets)
+    start(folder, plan)
+    write_part(folder, plan, 0, list(TableReader(data / "train").batches(0)), rewritten)
+    finish(folder, plan)
+    found = verify(folder, data)
+    assert len(found) == 1 and message in found[0] and "part 0" in found[0], found
+
+
+def test_rows_twice_are_named(whole: Path, tmp_path: Path) -> None:
+    _, folder, data = copy_of(whole, tmp_path)
+    plan, table = StorePlan.load(folder), TableReader(data / "train")
+    batches = list(table.batches(0))
+    targets = [plan.make_codec().encode(torch.randn(LENGTH, VOCABULARY), torch.ones(LENGTH).long()) for _ in range(3)]
+    start(folder, plan)
+    write_part(folder, plan, 0, [batches[0], batches[0], batches[2]], targets)
+    finish(folder, plan)
+    found = verify(folder, data)
+    assert any("a sample id twice" in sentence for sentence in found)
+    assert any("rows of the data's part 0" in sentence for sentence in found)
+
+
+def damage_once(root: Path, rng: random.Random) -> str:
+    """Flip a bit, cut or overwrite a stretch in any file of the store; returns what was done."""
+    files = sorted(p for p in (root / "store").rglob("*") if p.is_file())
+    path = rng.choice(files)
+    content = bytearray(path.read_bytes())
+    at = rng.randrange(len(content))
+    what = rng.choice(["flip", "cut", "noise"])
+    if what == "flip":
+        content[at] ^= 1 << rng.randrange(8)
+    elif what == "cut":
+        del content[at:]
+    else:
+        content[at : at + 16] = rng.randbytes(len(content[at : at + 16]))
+    path.unlink()
+    path.write_bytes(content)
+    return f"{what} at {at} of {path.name}"
+
+
+def check_damage(whole: Path, tmp_path: Path, seeds: range) -> None:
+    for seed in seeds:
+        root, folder, data = copy_of(whole, tmp_path)
+        done = damage_once(root, random.Random(seed))
+        found = verify(folder, data)
+        assert all(isinstance(sentence, str) for sentence in found)
+        # Of a commit record only who wrote it and what it cost may change without notice.
+        assert found or ("part-0000" in done and done.endswith(".json")), done
+        try:
+            read_all(folder, data)
+            render(describe(folder))
+        except StoreError:
+            pass
+        shutil.rmtree(root)
+
+
+def test_damage(whole: Path, tmp_path: Path) -> None:
+    check_damage(whole, tmp_path, range(40))
+
+
+@pytest.mark.slow
+def test_more_damage(whole: Path, tmp_path: Path) -> None:
+    check_damage(whole, tmp_path, range(1000, 1400))
+
+
+def test_inspect_tells_what_is_there(whole: Path, tmp_path: Path) -> None:
+    text = render(describe(Folder(str(whole / "store")), samples=2))
+    for expected in ("teacher-1", "topk (k 6)", "6 in 2 parts", "mass in the head", "mean entropy", "part0.jsonl"):
+        assert expected in text, text
+    facts = table_facts("image", rows=200)
+    make_data(Folder(str(tmp_path / "data")), facts)
+    make_store(Folder(str(tmp_path / "store")), facts, Folder(str(tmp_path / "data")), TopKCodec(2))
+    page = describe(Folder(str(tmp_path / "store")), samples=3)
+    assert len(page["samples"]) == 3 and "'class " in render(page)
+    assert 0.5 < page["teacher_wrong"] < 1.0 and 0 < page["head_mass"] < 1
+    assert describe(Folder(str(tmp_path / "store")), samples=0)["samples"] == []
+
+
+def test_inspect_shows_text_where_there_is_a_tokenizer(whole: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    root, folder, _ = copy_of(whole, tmp_path)
+    (root / "data" / "tokenizer").mkdir()
+    words = {f"word{i}": i for i in range(VOCABULARY)}
+    Tokenizer(models.WordLevel(words, unk_token="word0")).save(str(root / "data" / "tokenizer" / "tokenizer.json"))
+    assert "'word" in render(describe(folder))
