@@ -1,0 +1,99 @@
+"""The evaluate stage: teacher, students and baselines on the held-out split, side by side."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.files import Folder, digest
+from cluster.meter import Usage
+from cluster.session import Session
+from cluster.shards import Pool, map_shards
+from distill_jobs.audit.score import ScoreTask, ScoreWorker
+from distill_jobs.audit.summary import Scores, summarise
+from distill_jobs.data.facts import DataFacts
+from distill_jobs.data.table import PartRecord, commit_manifest, committed
+from distill_jobs.errors import DataError, DistillError
+from distill_jobs.spec import Job
+
+EVALUATION = "evaluation.json"
+
+
+def evaluate(
+    job: Job, session: Session, workdir: Folder, models: dict[str, Folder], on_progress: Callable[[int, int], None]
+) -> tuple[dict[str, Any], Usage]:
+    """Score every model on every held-out row, time one of each kind, and write ``evaluation.json``.
+
+    Args:
+        models: saved models by name: ``teacher``, ``student/<seed>``, ``baseline/<seed>``.
+
+    Returns:
+        the evaluation, and what it used.
+    """
+    facts = DataFacts.load(workdir / "data")
+    parts = int(facts.splits["test"]["parts"])
+    if not facts.splits["test"]["rows"]:
+        raise DataError("the test split holds no rows to evaluate on; give data.test a share or files of its own")
+    out, pool = workdir / "evaluation", _pool(job)
+    inputs = digest([facts.fingerprint, {name: str(folder) for name, folder in models.items()}, _weights(models)])
+    done = committed(out, parts, inputs)
+    timed = _one_of_each(models)
+    shards: list[tuple[str, Any]] = [("speed", name) for name in timed]
+    shards += [("part", part) for part in range(parts) if part not in done]
+    speeds: dict[str, dict[str, Any]] = {}
+    finished = 0
+
+    def on_result(shard: tuple[str, Any], result: dict[str, Any]) -> None:
+        nonlocal finished
+        finished += 1
+        if shard[0] == "speed":
+            speeds[shard[1]] = result
+        on_progress(finished, len(shards))
+
+    task = ScoreTask(
+        data=workdir / "data",
+        out=out,
+        models=models,
+        batch_tokens=job.evaluate.batch_tokens,
+        latency_repeats=job.evaluate.latency_repeats,
+        precision=job.capture.precision,
+        inputs=inputs,
+        cores=pool.cpus,
+        devices=pool.gpus,
+    )
+    report = map_shards(
+        session, lambda: ScoreWorker(task), shards, pool, on_result, fatal=(DistillError,), what="evaluate"
+    )
+    records = committed(out, parts, inputs)
+    commit_manifest(out, records, inputs=inputs)
+    evaluation = summarise(job.task, _read(out, records), speeds, facts.slices)
+    workdir.write_json(EVALUATION, evaluation)
+    read = Usage(rows=evaluation["rows"], tokens=evaluation["tokens"])
+    return evaluation, report.usage + read
+
+
+def _pool(job: Job) -> Pool:
+    # One actor: timings taken beside busy neighbours would say more about these than about the model.
+    spec = job.capture
+    return Pool(actors=1, cpus=spec.cpus_per_actor, gpus=spec.gpus_per_actor, retries=spec.retries)
+
+
+def _one_of_each(models: dict[str, Folder]) -> tuple[str, ...]:
+    """One model of each architecture: the teacher, and the first student; a baseline is built as the student is."""
+    return ("teacher", next(name for name in models if name.startswith("student/")))
+
+
+def _weights(models: dict[str, Folder]) -> list[Any]:
+    return [folder.read_json("serving.json")["digest"] for folder in models.values()]
+
+
+def _read(out: Folder, records: dict[int, PartRecord]) -> Scores:
+    tables = []
+    for part in sorted(records):
+        name = records[part].file
+        if name is not None:
+            with out.open(name) as stream:
+                tables.append(pa.ipc.open_file(stream).read_all())
+    whole = pa.concat_tables(tables)
+    return {name: np.asarray(whole[name].to_numpy(zero_copy_only=False)) for name in whole.column_names}

@@ -1,0 +1,108 @@
+"""From per-row scores to ``evaluation.json``: quality by model, by slice, and the student's gain with its interval."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from distill_jobs.audit.intervals import LEVEL, paired_gain
+
+Scores = dict[str, np.ndarray]
+
+
+def summarise(task: str, scores: Scores, speeds: dict[str, dict[str, Any]], slices: tuple[str, ...]) -> dict[str, Any]:
+    """Build the evaluation.
+
+    Args:
+        scores: columns of the scored rows: ``sample_id``, ``positions``, ``slice.<name>``, ``<model>.<sum>``.
+        speeds: size and speed by model; seeds of one arm share the measurement of the first.
+    """
+    language = task == "causal_lm"
+    metric = "perplexity" if language else "accuracy"
+    names = [column.removesuffix(".nll") for column in scores if column.endswith(".nll")]
+    arms = {arm: sorted(n for n in names if n.startswith(f"{arm}/")) for arm in ("student", "baseline")}
+    everything = np.ones(len(scores["positions"]), dtype=bool)
+    evaluation: dict[str, Any] = {
+        "task": task,
+        "metric": metric,
+        "better": "lower" if language else "higher",
+        "rows": len(scores["positions"]),
+        "tokens": int(scores["positions"].sum()),
+        "models": {name: {**_quality(scores, name, language), **_speed(speeds, name)} for name in names},
+        "summary": {"teacher": {"value": _value(scores, "teacher", metric, everything)}},
+        "slices": {},
+    }
+    for arm, members in arms.items():
+        values = [_value(scores, name, metric, everything) for name in members]
+        evaluation["summary"][arm] = {"mean": float(np.mean(values)), "seeds": values}
+    evaluation["summary"]["gain"] = _gain(scores, arms, metric)
+    for name in slices:
+        evaluation["slices"][name] = _by_slice(scores, arms, metric, scores[f"slice.{name}"])
+    return evaluation
+
+
+def _quality(scores: Scores, name: str, language: bool) -> dict[str, float]:
+    positions = scores["positions"].sum()
+    mean = {what: float(scores[f"{name}.{what}"].sum() / positions) for what in ("nll", "correct", "agree", "kl")}
+    quality = {
+        "nll": mean["nll"],
+        "accuracy": mean["correct"],
+        "agreement": mean["agree"],
+        "kl_to_teacher": mean["kl"],
+    }
+    return {**quality, "perplexity": _perplexity(mean["nll"])} if language else quality
+
+
+def _value(scores: Scores, name: str, metric: str, rows: np.ndarray) -> float:
+    positions = scores["positions"][rows].sum()
+    if metric == "accuracy":
+        return float(scores[f"{name}.correct"][rows].sum() / positions)
+    return _perplexity(float(scores[f"{name}.nll"][rows].sum() / positions))
+
+
+def _perplexity(nll: float) -> float:
+    # Far beyond any vocabulary, and still a number that JSON can hold.
+    return math.exp(min(nll, 50.0))
+
+
+def _gain(scores: Scores, arms: dict[str, list[str]], metric: str) -> dict[str, Any]:
+    """The student's value minus the baseline's; for perplexity the interval is that of the mean log-loss, carried over.
+
+    The seeds are paired: student and baseline of one seed start from the same weights and see the same batches.
+    """
+    what = "correct" if metric == "accuracy" else "nll"
+    student, baseline = (np.stack([scores[f"{n}.{what}"] for n in arms[arm]]) for arm in ("student", "baseline"))
+    point, low, high = paired_gain(student, baseline, scores["positions"])
+    if metric == "perplexity":
+        reference = float(baseline.mean(0).sum() / scores["positions"].sum())
+        point, low, high = (_perplexity(reference + d) - _perplexity(reference) for d in (point, low, high))
+    return {
+        "mean": point,
+        "low": low,
+        "high": high,
+        "level": LEVEL,
+        "distinguishable": not low <= 0 <= high,
+        "seeds": len(student),
+    }
+
+
+def _by_slice(scores: Scores, arms: dict[str, list[str]], metric: str, column: np.ndarray) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for value in sorted(set(column.tolist())):
+        rows = column == value
+        if not scores["positions"][rows].sum():
+            continue
+        found[str(value)] = {
+            "rows": int(rows.sum()),
+            "teacher": _value(scores, "teacher", metric, rows),
+            **{
+                arm: float(np.mean([_value(scores, name, metric, rows) for name in members]))
+                for arm, members in arms.items()
+            },
+        }
+    return found
+
+
+def _speed(speeds: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """The measurement of the model's architecture: a baseline is built as the student is."""
+    return next((s for timed, s in speeds.items() if (timed == "teacher") == (name == "teacher")), {})

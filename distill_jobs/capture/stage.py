@@ -1,0 +1,68 @@
+"""The capture stage: a pool of actors takes the parts of the training split and commits the parts of the store."""
+
+from collections.abc import Callable
+from typing import Any
+
+from cluster.files import Folder
+from cluster.meter import Usage
+from cluster.session import Session
+from cluster.shards import Pool, map_shards
+from distill_jobs.capture.worker import CaptureTask, CaptureWorker
+from distill_jobs.data.facts import DataFacts
+from distill_jobs.errors import DistillError
+from distill_jobs.models.files import model_digest, read_serving
+from distill_jobs.spec import Job
+from distill_jobs.store.codecs import make_codec
+from distill_jobs.store.plan import StorePlan
+from distill_jobs.store.writer import finish, start
+
+Progress = Callable[..., None]
+
+
+def capture(job: Job, session: Session, workdir: Folder, on_progress: Progress) -> tuple[dict[str, Any], Usage]:
+    """Capture the training split; parts that are committed already, from the same teacher and data, are kept.
+
+    Returns:
+        what was made (parts, rows, positions, bytes), and what it used.
+    """
+    spec, store = job.capture, workdir / "store"
+    facts = DataFacts.load(workdir / "data")
+    plan = _plan(job, workdir, facts)
+    done = start(store, plan)
+    todo = [part for part in range(plan.parts) if part not in done]
+    rows, positions = sum(r.rows for r in done.values()), 0
+
+    def on_result(_: Any, result: dict[str, Any]) -> None:
+        nonlocal rows, positions
+        rows, positions = rows + result["rows"], positions + result["tokens"]
+        on_progress(rows, facts.splits["train"]["rows"], f"{positions:,} positions")
+
+    task = CaptureTask(
+        teacher=workdir / "teacher" / "model",
+        data=workdir / "data",
+        store=store,
+        batch_tokens=spec.batch_tokens,
+        precision=spec.precision,
+        cores=spec.cpus_per_actor,
+        devices=spec.gpus_per_actor,
+    )
+    usage = Usage()
+    if todo:
+        pool = Pool(spec.actors, spec.cpus_per_actor, spec.gpus_per_actor, spec.retries)
+        usage = map_shards(
+            session, lambda: CaptureWorker(task), todo, pool, on_result, fatal=(DistillError,), what="capture"
+        ).usage
+    manifest = finish(store, plan)
+    made = {name: manifest[name] for name in ("parts", "rows", "tokens", "bytes")}
+    moved = Usage(rows=rows, tokens=positions, bytes_written=manifest["bytes"])
+    return {**made, "parts_kept": len(done)}, usage + moved
+
+
+def _plan(job: Job, workdir: Folder, facts: DataFacts) -> StorePlan:
+    teacher = workdir / "teacher" / "model"
+    return StorePlan.make(
+        facts=facts,
+        codec=make_codec(job.capture.codec, facts),
+        teacher=model_digest(teacher),
+        outputs=int(read_serving(teacher)[0]["outputs"]),
+    )

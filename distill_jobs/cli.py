@@ -1,0 +1,139 @@
+"""The verbs of ``distill``. Each parses first and imports what it needs last, so that ``--help`` answers at once."""
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="distill",
+    help="Knowledge distillation at cluster scale, with its costs on the table.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+store = typer.Typer(help="Look into a logit store, or check it.", no_args_is_help=True)
+app.add_typer(store, name="store")
+
+Spec = Annotated[str, typer.Argument(metavar="SPEC", help="The job spec, a YAML file.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a value of the spec: --set distill.temperature=4")
+]
+
+
+def _stages(spec: str, overrides: list[str] | None, wanted: tuple[str, ...] | None) -> None:
+    from distill_jobs.spec import load_job
+
+    job = load_job(spec, overrides)
+    from distill_jobs.console import Console
+    from distill_jobs.context import Context
+    from distill_jobs.inputs import STAGES
+    from distill_jobs.pipeline import run
+
+    with Context(job, Console()) as context:
+        run(context, wanted or STAGES)
+
+
+@app.command()
+def run(spec: Spec, overrides: Set = None) -> None:
+    """Do all stages in order; skip what is done."""
+    _stages(spec, overrides, None)
+
+
+@app.command()
+def plan(spec: Spec, overrides: Set = None) -> None:
+    """Print the resolved spec, what would run and why, and what it would take."""
+    from distill_jobs.spec import load_job
+
+    job = load_job(spec, overrides)
+    from distill_jobs.console import Console
+    from distill_jobs.planning import print_plan
+
+    print_plan(job, Console())
+
+
+@app.command()
+def prepare(spec: Spec, overrides: Set = None) -> None:
+    """Tokenise or encode the data, split it, and give every row its id."""
+    _stages(spec, overrides, ("prepare",))
+
+
+@app.command()
+def teach(spec: Spec, overrides: Set = None) -> None:
+    """Train the teacher to convergence, or bring one into the workdir."""
+    _stages(spec, overrides, ("teach",))
+
+
+@app.command()
+def capture(spec: Spec, overrides: Set = None) -> None:
+    """Run the teacher over all training rows into the logit store."""
+    _stages(spec, overrides, ("capture",))
+
+
+@app.command()
+def train(spec: Spec, overrides: Set = None) -> None:
+    """Train the students, and the no-teacher baselines, from the store."""
+    _stages(spec, overrides, ("train",))
+
+
+@app.command()
+def evaluate(spec: Spec, overrides: Set = None) -> None:
+    """Measure teacher, students and baselines on the held-out split."""
+    _stages(spec, overrides, ("evaluate",))
+
+
+@app.command()
+def report(spec: Spec, overrides: Set = None) -> None:
+    """Write the report, and the outcome to MLflow."""
+    _stages(spec, overrides, ("report",))
+
+
+@store.command("inspect")
+def inspect_store(
+    path: Annotated[str, typer.Argument(help="The store's folder, for example runs/adult/store.")],
+    samples: Annotated[int, typer.Option(min=0, help="How many positions to show decoded.")] = 3,
+) -> None:
+    """Tell what is in a store: teacher, data, codec, sizes, mass kept, a few decoded positions."""
+    from cluster.files import Folder
+    from distill_jobs.store.inspect import describe, render
+
+    typer.echo(render(describe(Folder(path), samples)))
+
+
+@store.command("verify")
+def verify_store(
+    path: Annotated[str, typer.Argument(help="The store's folder, for example runs/adult/store.")],
+) -> None:
+    """Check everything a store promises; name each violation and exit with 1 if there is one."""
+    from cluster.files import Folder
+    from distill_jobs.store.verify import verify
+
+    data = Folder(f"{path.rstrip('/')}/../data")
+    violations = verify(Folder(path), data if data.exists("manifest.json") else None)
+    for violation in violations:
+        typer.echo(violation)
+    if violations:
+        typer.echo(f"{len(violations)} violations in {path}")
+        raise typer.Exit(1)
+    typer.echo(f"{path} is whole: every row there once, checksums, masses and fingerprints right")
+
+
+def main() -> None:
+    """Run the command; an error of ours is one sentence and an exit code, never a traceback."""
+    signal.signal(signal.SIGTERM, _stop)
+    from cluster.errors import ClusterError
+    from distill_jobs.errors import DistillError
+
+    try:
+        app()
+    except (DistillError, ClusterError) as error:
+        typer.echo(f"distill: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("distill: stopped; what was committed stays, and the same command goes on from there", err=True)
+        sys.exit(130)
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt

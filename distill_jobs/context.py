@@ -1,0 +1,168 @@
+"""What all stages of one run share: the session, the tracker, the ledger, the terminal; and how a stage ends."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self
+
+from cluster.files import Folder, digest
+from cluster.meter import Usage
+from cluster.session import Session
+from cluster.tracking import Run, Tracker, flatten
+from distill_jobs.console import Advance, Console, size
+from distill_jobs.costs.ledger import Ledger
+from distill_jobs.costs.ledger import metrics as cost_metrics
+from distill_jobs.costs.prices import PriceBook
+from distill_jobs.inputs import inputs_of
+from distill_jobs.spec import Job
+from distill_jobs.stage import RECORD, StageRecord, status
+
+Made = dict[str, Any]
+Work = Callable[[Advance], tuple[Made, Usage]]
+_RUNS = "tracking.json"
+_LOADER = "distill_jobs.models.serving:load"
+_PACKAGES = ("distill-jobs", "torch", "transformers")
+
+
+class Context:
+    """One run of a pipeline. The Ray session starts when a stage first needs it, and ends with the block."""
+
+    def __init__(self, job: Job, console: Console) -> None:
+        self.job, self.console = job, console
+        self.workdir = Folder(job.workdir)
+        self.prices = PriceBook.load(job.costs)
+        self.ledger = Ledger(self.workdir)
+        self.inputs = inputs_of(job)
+        self.expected: dict[str, float] = {}
+        self._open = ExitStack()
+        self._runs: dict[str, Run] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ended = "FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED"
+        for run in self._runs.values():
+            run.end(ended)  # type: ignore[arg-type]
+        if "parent" in self.__dict__:
+            self.parent.end(ended)  # type: ignore[arg-type]
+        self._open.close()
+
+    @cached_property
+    def session(self) -> Session:
+        """The Ray session, started now if it is not running yet."""
+        self.parent  # noqa: B018  # trouble with tracking is told before anything is started
+        spec = self.job.cluster
+        session = self._open.enter_context(Session(spec.address, spec.cpus, spec.gpus))
+        require_all(self.job, session)
+        return session
+
+    @property
+    def home(self) -> Folder:
+        """The folder beside the workdir, where MLflow's own database lies unless a server is named."""
+        return Folder(self.workdir.uri.rstrip("/").rpartition("/")[0])
+
+    @cached_property
+    def parent(self) -> Run:
+        """The pipeline's run in MLflow; the one of an earlier call is gone on with."""
+        spec = self.job.tracking
+        tracker = Tracker(spec.uri, spec.experiment or self.job.name, self.home)
+        params = self.job.model_dump(mode="json", exclude_none=True)
+        run = tracker.parent(self.job.name, params, {"distill.task": self.job.task}, self._known("pipeline"))
+        self._remember("pipeline", run.run_id)
+        return run
+
+    def tracked(self, name: str) -> Run:
+        """The nested run of a stage or arm."""
+        if name not in self._runs:
+            self._runs[name] = self.parent.child(name, {"distill.stage": name}, self._known(name))
+            self._remember(name, self._runs[name].run_id)
+        return self._runs[name]
+
+    def do(self, stage: str, folder: Folder, work: Work, model: Folder | None = None) -> None:
+        """Do a stage unless it is done: skip or work, then the record, the ledger and MLflow."""
+        inputs = self.inputs[stage]
+        found = status(stage, folder, inputs)
+        if found.done:
+            record = StageRecord.read(folder)
+            if record and not self.ledger.has(stage):  # Killed between the record and the ledger.
+                self.settle(record, Usage.of(record.usage), model)
+            self.console.skipped(found)
+            return
+        started = time.time()
+        # From here on what lies in the folder may be neither the old nor the new.
+        folder.remove(RECORD)
+        with self.console.bar(stage, self.expected.get(stage), found.reason) as advance:
+            self.tracked(stage)
+            made, usage = work(advance)
+        record = StageRecord(stage, digest(inputs), inputs, made, usage.as_dict(), started, time.time())
+        record.commit(folder)
+        self.settle(record, usage, model)
+
+    def settle(self, record: StageRecord, usage: Usage, model: Folder | None = None) -> None:
+        """Enter a finished stage in the ledger and in MLflow, with the model it made, and say so."""
+        accelerator = self.session.accelerator()
+        usd = self.prices.money(usage, accelerator)
+        entry = self.ledger.record(record.stage, usage, usd, accelerator, record.started, record.ended)
+        run = self.tracked(record.stage)
+        run.tags({"distill.digest": record.digest})
+        run.metrics({**cost_metrics(entry), **_numbers(record.made)})
+        if model is not None and model.is_local and self.job.tracking.log_models:
+            kind = record.stage.split("/")[0]
+            parameters = {"max_new_tokens": 32} if self.job.task == "causal_lm" else {}
+            name = f"{self.job.name}-{kind}"
+            run.model(model.path(), kind, name, loader=_LOADER, packages=_PACKAGES, parameters=parameters)
+        run.end("FINISHED")
+        self._runs.pop(record.stage, None)
+        self.console.finished(record.stage, usage, usd, _note(record.made))
+
+    def _known(self, name: str) -> str | None:
+        if not self.workdir.exists(_RUNS):
+            return None
+        known = self.workdir.read_json(_RUNS).get(name)
+        return str(known) if known else None
+
+    def _remember(self, name: str, run_id: str | None) -> None:
+        known = self.workdir.read_json(_RUNS) if self.workdir.exists(_RUNS) else {}
+        if run_id and known.get(name) != run_id:
+            # Another pipeline run: its nested runs are others, too.
+            known = {**({} if name == "pipeline" else known), name: run_id}
+            self.workdir.write_json(_RUNS, known)
+
+
+def require_all(job: Job, session: Session) -> None:
+    """Refuse a job that holds more at once than the cluster has, before anything is spent.
+
+    Raises:
+        ResourceError: naming the setting that asks for too much.
+    """
+    data, actors = job.data, job.capture
+    session.require("data.actors", data.actors, data.cpus_per_actor, 0.0)
+    session.require("capture.actors", actors.actors, actors.cpus_per_actor, actors.gpus_per_actor)
+    for name, train in (("teacher", job.teacher.train), ("student", job.student.train)):
+        if train is not None:
+            session.require(f"{name}.train.workers", train.workers, train.cpus_per_worker, train.gpus_per_worker)
+
+
+def _numbers(made: Made) -> dict[str, float]:
+    """The numbers among what a stage made, under MLflow's names (``a.b`` becomes ``a/b``)."""
+    found = {}
+    for name, text in flatten(made).items():
+        try:
+            found[name.replace(".", "/")] = float(text)
+        except ValueError:
+            continue
+    return found
+
+
+def _note(made: Made) -> str:
+    words = []
+    for name, value in made.items():
+        if isinstance(value, int):
+            told = size(value) if name.endswith("bytes") else f"{value:,}"
+            words.append(f"{name.removesuffix('_bytes').replace('_', ' ')} {told}")
+    return ", ".join(words[:4])

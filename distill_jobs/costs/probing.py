@@ -1,0 +1,129 @@
+"""A short look at the real teacher and student on real rows: the rates from which a job's time is foretold."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster.files import Folder
+from distill_jobs.costs.estimate import Rates
+from distill_jobs.costs.sample import counts, prepare_sample
+from distill_jobs.data.batch import Batch, make_batch
+from distill_jobs.data.facts import DataFacts
+from distill_jobs.data.reader import TableReader
+from distill_jobs.losses import distillation_loss
+from distill_jobs.models.build import build_model
+from distill_jobs.models.files import load_model, save_model
+from distill_jobs.models.place import device_for, place
+from distill_jobs.models.scorer import Scorer
+from distill_jobs.models.teacher import import_teacher
+from distill_jobs.spec import Job, Train
+from distill_jobs.store.codecs import bytes_per_position, make_codec
+from distill_jobs.store.signal import TeacherSignal
+
+_SECONDS = 0.5
+
+
+class ProbeWorker:
+    """Measures in an actor that holds what a capture actor will hold: its device, its threads."""
+
+    def __init__(self, job: Job, data: Folder | None, teacher: Folder | None) -> None:
+        self.job, self.prepared, self.taught = job, data, teacher
+        self.device = device_for(job.capture.gpus_per_actor)
+
+    def run(self, scratch: str) -> dict[str, Any]:
+        """Measure; returns ``Sizes`` and ``Rates`` as plain values.
+
+        What isn't prepared or taught yet is prepared from the first rows, or built untaught, in ``scratch``.
+        """
+        folder = Folder(scratch)
+        sizes = counts(self.prepared) if self.prepared else prepare_sample(self.job, folder)
+        self.data = self.prepared or folder / "data"
+        facts = DataFacts.load(self.data)
+        teacher, saved = self._teacher(facts, folder / "model")
+        student = build_model(self.job.student.model, facts, seed=0, teacher=saved)
+        sizes = replace(sizes, teacher_bytes=_bytes(teacher), student_bytes=_bytes(student))
+        return {"sizes": asdict(sizes), "rates": self._rates(facts, teacher, student).as_dict()}
+
+    def _rates(self, facts: DataFacts, teacher: Scorer, student: Scorer) -> Rates:
+        job = self.job
+        taught = self._row_seconds(teacher, job.teacher.train, facts) if job.teacher.train else 0.0
+        place(teacher, self.device, job.capture.precision)
+        codec = make_codec(job.capture.codec, facts)
+        batch = self._batch(facts, job.capture.batch_tokens // facts.positions_per_row)
+
+        def capture() -> None:
+            codec.encode(teacher(**batch.inputs).flatten(0, -2)[:, : facts.targets], batch.labels.flatten())
+
+        with torch.inference_mode():
+            bare = _seconds(lambda: teacher(**batch.inputs)) / batch.rows
+            captured = max(bare, _seconds(capture) / batch.rows)
+            student_bare = _seconds(lambda: student.to(self.device).eval()(**batch.inputs)) / batch.rows
+        return Rates(
+            capture_row_seconds=captured,
+            encoding_share=1 - bare / captured,
+            student_row_seconds=self._row_seconds(student, job.student.train, facts, teacher),
+            baseline_row_seconds=self._row_seconds(student, job.student.train, facts),
+            teacher_row_seconds=taught,
+            student_forward_row_seconds=student_bare,
+            bytes_per_row=float(bytes_per_position(codec, facts.targets) * facts.positions_per_row),
+            positions_per_row=facts.positions_per_row,
+        )
+
+    def _teacher(self, facts: DataFacts, scratch: Folder) -> tuple[Scorer, Folder]:
+        if self.taught is not None:
+            return load_model(self.taught), self.taught
+        model = self.job.teacher.model
+        if self.job.teacher.train is None:
+            return import_teacher(model, facts, self.data, scratch), scratch
+        built = build_model(model, facts, seed=self.job.teacher.seed)
+        save_model(built, scratch, facts, self.data)
+        return built, scratch
+
+    def _batch(self, facts: DataFacts, rows: int) -> Batch:
+        table = TableReader(self.data / "train")
+        numbers = np.arange(max(1, rows)) % table.rows
+        return make_batch(table.take(numbers), facts).to(self.device)
+
+    def _row_seconds(self, model: Scorer, spec: Train, facts: DataFacts, teacher: Scorer | None = None) -> float:
+        """Seconds a row of forward and backward; with a teacher, on its soft labels too."""
+        batch = self._batch(facts, spec.rows_per_micro_batch)
+        keep = (batch.labels != -100).flatten()
+        labels = batch.labels.flatten()[keep]
+        signal: TeacherSignal | None = None
+        if teacher is not None:
+            codec = make_codec(self.job.capture.codec, facts)
+            with torch.no_grad():
+                logits = teacher(**batch.inputs).flatten(0, -2)[keep][:, : facts.targets]
+                encoded = codec.encode(logits, labels)
+            signal = codec.decode(encoded, facts.targets)
+        alpha = self.job.distill.alpha if signal is not None else 0.0
+        model.to(self.device, torch.float32).train()
+
+        def step() -> None:
+            logits = model(**batch.inputs).flatten(0, -2)[keep]
+            loss = distillation_loss(logits, labels, signal, alpha, self.job.distill.temperature).total
+            torch.autograd.backward(loss)
+            model.zero_grad()
+
+        return _seconds(step) / batch.rows
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    """Median seconds of ``work``, after one pass to warm up, over about half a second."""
+    work()
+    times: list[float] = []
+    while sum(times) < _SECONDS and len(times) < 20:
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+def _bytes(model: Scorer) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())

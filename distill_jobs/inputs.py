@@ -1,0 +1,115 @@
+"""What every stage depends on: the one place that decides whether it is skipped or redone."""
+
+from typing import Any
+
+from cluster.files import Folder, digest
+from distill_jobs import __version__
+from distill_jobs.data.prepare import data_digest
+from distill_jobs.models.brought import brought_digest
+from distill_jobs.spec import Job
+from distill_jobs.spec.parts import Model
+from distill_jobs.stage import Status, flatten, status
+from distill_jobs.training.task import Arm
+
+Inputs = dict[str, dict[str, Any]]
+STAGES = ("prepare", "teach", "capture", "train", "evaluate", "report")
+
+# Where work runs does not change what comes out (beyond rounding), so moving a job to other machines redoes nothing.
+_RESOURCES = {"workers", "micro_batch", "cpus_per_worker", "gpus_per_worker", "zero_stage", "actors", "cpus_per_actor"}
+_PLACES = {"train", "validation", "test"}
+
+
+def inputs_of(job: Job) -> Inputs:
+    """The inputs of every stage and arm, flat; a later stage's hold the digests of the earlier ones it reads."""
+    tree = _without(job.model_dump(mode="json"), _RESOURCES)
+    data = {name: value for name, value in tree["data"].items() if name not in _PLACES}
+    code = {"code": __version__}
+    prepare = {**code, "task": job.task, **flatten(data, "data"), "content": data_digest(job)}
+    teacher = {
+        **code,
+        "prepare": digest(prepare),
+        **flatten(tree["teacher"], "teacher"),
+        "weights": _weights(job.teacher.model),
+    }
+    capture = {
+        **code,
+        "teacher": digest(teacher),
+        **flatten(tree["capture"]["codec"], "capture.codec"),
+        "capture.precision": job.capture.precision,
+    }
+    inputs = {"prepare": prepare, "teacher": teacher, "capture": capture}
+    student = {**code, **flatten(tree["student"], "student"), "weights": _weights(job.student.model)}
+    # A baseline reads nothing of the teacher, unless it starts from its layers: another T or alpha leaves it alone.
+    start = {"teacher": digest(teacher)} if job.student.model.kind == "init_from_teacher" else {}
+    for seed in job.seeds:
+        own = {**student, "seed": seed}
+        inputs[f"student/{seed}"] = {**own, "capture": digest(capture), **flatten(tree["distill"], "distill")}
+        inputs[f"baseline/{seed}"] = {**own, "prepare": digest(prepare), **start}
+    arms = {name: digest(values) for name, values in inputs.items() if "/" in name}
+    inputs["evaluate"] = {**code, **arms, "teacher": digest(teacher), **flatten(tree["evaluate"], "evaluate")}
+    inputs["report"] = {**code, "evaluate": digest(inputs["evaluate"]), **flatten(tree["costs"], "costs")}
+    return inputs
+
+
+def teacher_arm(job: Job, inputs: Inputs) -> Arm:
+    """The teacher's own training, on hard labels."""
+    assert job.teacher.train is not None
+    return Arm(
+        role="teacher",
+        seed=job.teacher.seed,
+        folder=Folder(job.workdir) / "teacher",
+        model=job.teacher.model,
+        train=job.teacher.train,
+        alpha=0.0,
+        temperature=1.0,
+        digest=digest(inputs["teacher"]),
+        inputs=inputs["teacher"],
+    )
+
+
+def arms_of(job: Job, inputs: Inputs) -> list[Arm]:
+    """The students and baselines of a job, one pair a seed."""
+    workdir = Folder(job.workdir)
+    arms = []
+    for seed in job.seeds:
+        for role, alpha in (("student", job.distill.alpha), ("baseline", 0.0)):
+            own = inputs[f"{role}/{seed}"]
+            arms.append(
+                Arm(
+                    role=role,
+                    seed=seed,
+                    folder=workdir / role / str(seed),
+                    model=job.student.model,
+                    train=job.student.train,
+                    alpha=alpha,
+                    temperature=job.distill.temperature,
+                    digest=digest(own),
+                    inputs=own,
+                )
+            )
+    return arms
+
+
+def statuses_of(job: Job, inputs: Inputs, stage: str) -> list[Status]:
+    """Whether a stage is done; for ``train`` one status for each arm."""
+    workdir = Folder(job.workdir)
+    if stage == "train":
+        return [status(arm.name, arm.folder, arm.inputs) for arm in arms_of(job, inputs)]
+    name, folder = {
+        "prepare": ("prepare", "data"),
+        "teach": ("teacher", "teacher"),
+        "capture": ("capture", "store"),
+        "evaluate": ("evaluate", "evaluation"),
+        "report": ("report", "report"),
+    }[stage]
+    return [status(name, workdir / folder, inputs[name])]
+
+
+def _weights(model: Model) -> str | None:
+    return brought_digest(model) if model.kind in ("hf", "gguf", "factory") else None
+
+
+def _without(tree: Any, names: set[str]) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without(value, names) for key, value in tree.items() if key not in names}
+    return tree

@@ -1,0 +1,99 @@
+"""What came of a pipeline: the lines at the end of a run, and the numbers in MLflow."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cluster.tracking import open_command
+from distill_jobs.audit.evaluate import EVALUATION
+from distill_jobs.console import duration, money, size
+from distill_jobs.context import Context
+from distill_jobs.costs.ledger import metrics as cost_metrics
+from distill_jobs.report.findings import finding
+
+_ARTIFACTS = ("spec.yaml", "evaluation.json", "ledger.json", "report.html")
+
+
+def log_outcome(context: Context) -> None:
+    """Quality beside cost in the pipeline's own run, quality in each arm's, and the report as artifacts."""
+    evaluation = context.workdir.read_json(EVALUATION)
+    metric, summary, gain = evaluation["metric"], evaluation["summary"], evaluation["summary"]["gain"]
+    numbers = {
+        f"quality/teacher_{metric}": summary["teacher"]["value"],
+        f"quality/student_{metric}": summary["student"]["mean"],
+        f"quality/baseline_{metric}": summary["baseline"]["mean"],
+        "quality/gain": gain["mean"],
+        "quality/gain_low": gain["low"],
+        "quality/gain_high": gain["high"],
+        "store/bytes": context.workdir.read_json("store/manifest.json")["bytes"],
+    }
+    context.parent.metrics({**numbers, **cost_metrics(context.ledger.totals())})
+    for name, measured in evaluation["models"].items():
+        run = context.tracked(name)
+        run.metrics({f"quality/{what}": v for what, v in measured.items() if isinstance(v, int | float)})
+        run.end("FINISHED")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in _ARTIFACTS:
+            if context.workdir.exists(name):
+                path = Path(scratch) / name
+                path.write_bytes(context.workdir.read(name))
+                context.parent.artifact(path)
+
+
+def print_summary(context: Context) -> None:
+    """The last screen of ``distill run``: quality, cost, and where everything lies."""
+    console, workdir = context.console, context.workdir
+    evaluation = workdir.read_json(EVALUATION)
+    console.say()
+    console.table(
+        f"{context.job.name}: held-out {evaluation['metric']}, {evaluation['rows']:,} rows", *_quality(evaluation)
+    )
+    console.say(finding(evaluation).sentence)
+    console.say()
+    console.table("cost of each stage", *_costs(context))
+    manifest = workdir.read_json("store/manifest.json")
+    console.say(f"store:   {workdir}/store, {size(manifest['bytes'])} for {manifest['tokens']:,} positions")
+    console.say(f"report:  {workdir}/report.html")
+    uri = context.job.tracking.uri
+    console.say(f"MLflow:  {uri or f'{context.home}/mlflow.db'}")
+    console.say(f"open it: {open_command(uri, context.home)}")
+
+
+def _quality(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    metric, summary, models = evaluation["metric"], evaluation["summary"], evaluation["models"]
+    rows = []
+    for arm in ("teacher", "student", "baseline"):
+        value = summary[arm].get("value", summary[arm].get("mean"))
+        seeds = summary[arm].get("seeds", [])
+        spread = f" ({min(seeds):.4g} to {max(seeds):.4g}, {len(seeds)} seeds)" if len(seeds) > 1 else ""
+        members = [m for name, m in models.items() if name.split("/")[0] == arm]
+        agreement = sum(m["agreement"] for m in members) / len(members)
+        speed = members[0]
+        rows.append(
+            [
+                arm,
+                f"{value:.4g}{spread}",
+                f"{agreement:.1%}",
+                f"{speed['parameters']:,}",
+                f"{speed['latency_ms']:.2f} ms",
+                f"{speed['throughput']:,.0f}/s",
+            ]
+        )
+    return ["", metric, "agrees with teacher", "parameters", "latency (1 row)", "throughput"], rows
+
+
+def _costs(context: Context) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for entry in [*context.ledger.entries(), context.ledger.totals()]:
+        usage = entry.usage
+        rows.append(
+            [
+                entry.stage,
+                duration(usage.wall_seconds),
+                f"{usage.core_seconds / 3600:.4f}",
+                f"{usage.device_seconds / 3600:.4f}",
+                f"{usage.rows:,}",
+                money(entry.usd),
+            ]
+        )
+    return ["stage", "wall", "core hours", "GPU hours", "rows", "money"], rows

@@ -1,0 +1,229 @@
+"""The whole story on one page: teach, capture, train, and reckon.
+
+Each stage reads what earlier stages committed under the workdir and commits its own ``stage.json`` last. A stage whose
+inputs have not changed is skipped, so that any command can be stopped at any moment and run again.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from cluster.files import Folder
+from cluster.gang import Gang, run_gang
+from cluster.meter import Meter, Usage
+from cluster.shards import Pool, map_shards
+from distill_jobs.audit.evaluate import evaluate as evaluate_models
+from distill_jobs.capture.stage import capture as capture_store
+from distill_jobs.console import Advance, duration, money
+from distill_jobs.context import Context, Made
+from distill_jobs.costs.estimate import total
+from distill_jobs.data.facts import DataFacts
+from distill_jobs.data.prepare import prepare as prepare_data
+from distill_jobs.errors import DistillError, NotReadyError
+from distill_jobs.inputs import STAGES, arms_of, statuses_of, teacher_arm
+from distill_jobs.models.bring import BringWorker
+from distill_jobs.models.files import model_digest
+from distill_jobs.outcome import log_outcome, print_summary
+from distill_jobs.planning import estimate
+from distill_jobs.report.html import render
+from distill_jobs.spec import Train
+from distill_jobs.stage import StageRecord, status
+from distill_jobs.store.plan import check_teacher
+from distill_jobs.store.reader import LogitStore
+from distill_jobs.training.arm import train_arms
+from distill_jobs.training.task import Arm, TrainTask
+
+
+def run(context: Context, wanted: tuple[str, ...] = STAGES) -> None:
+    """Do the wanted stages in order, skip what is done, and print what came out."""
+    job = context.job
+    context.workdir.write("spec.yaml", yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)).encode())
+    if wanted == STAGES:
+        _foretell(context)
+    for stage in STAGES:
+        if stage in wanted:
+            _require_earlier(context, stage)
+            DO[stage](context)
+    if STAGES[-1] in wanted:
+        print_summary(context)
+
+
+def prepare(context: Context) -> None:
+    """Rows with stable ids, tokenised or encoded, split, part by part over a pool of actors."""
+
+    def work(advance: Advance) -> tuple[Made, Usage]:
+        facts, usage = prepare_data(context.job, context.session, context.workdir, advance)
+        rows = {f"{split}_rows": sizes["rows"] for split, sizes in facts.splits.items()}
+        return {**rows, "dropped": facts.dropped}, usage
+
+    context.do("prepare", context.workdir / "data", work)
+
+
+def teach(context: Context) -> None:
+    """Train the teacher to convergence, or bring it into the workdir."""
+    job, folder = context.job, context.workdir / "teacher"
+
+    def work(advance: Advance) -> tuple[Made, Usage]:
+        if job.teacher.train is None:
+            return _bring(context, advance)
+        arm = teacher_arm(job, context.inputs)
+        [record], held = _train_gang(context, arm.train, (arm,), None, advance)
+        worked = Usage.of(record["usage"])
+        return record["made"], held + Usage(rows=worked.rows, tokens=worked.tokens)
+
+    context.do("teacher", folder, work, model=folder / "model")
+
+
+def capture(context: Context) -> None:
+    """The teacher's soft labels for every training row, by a pool of actors, into the logit store."""
+
+    def work(advance: Advance) -> tuple[Made, Usage]:
+        return capture_store(context.job, context.session, context.workdir, advance)
+
+    context.do("capture", context.workdir / "store", work)
+
+
+def train(context: Context) -> None:
+    """Students on hard and soft labels, and baselines on hard labels alone: same data, steps, start and code."""
+    arms = arms_of(context.job, context.inputs)
+    pending = []
+    for arm in arms:
+        found = status(arm.name, arm.folder, arm.inputs)
+        if found.done and context.ledger.has(arm.name):
+            context.console.skipped(found)
+        elif not found.done:
+            pending.append(arm)
+    usage = Usage()
+    if pending:
+        _check_store(context)
+    try:
+        if pending:
+            first = pending[0]
+            reason = f"{len(pending)} of {len(arms)} arms; {status(first.name, first.folder, first.inputs).reason}"
+            with context.console.bar("train", context.expected.get("train"), reason) as advance:
+                _, usage = _train_gang(
+                    context, context.job.student.train, tuple(pending), context.workdir / "store", advance
+                )
+    finally:
+        # Arms that were committed count, whatever became of the others.
+        spent = _settle_arms(context, arms)
+    if pending:
+        context.ledger.record_overhead("train/start-up", usage, spent, context.prices, context.session.accelerator())
+
+
+def evaluate(context: Context) -> None:
+    """Teacher, students and baselines on the held-out split."""
+
+    def work(advance: Advance) -> tuple[Made, Usage]:
+        models = {"teacher": context.workdir / "teacher" / "model"}
+        models |= {arm.name: arm.folder / "model" for arm in arms_of(context.job, context.inputs)}
+        evaluation, usage = evaluate_models(context.job, context.session, context.workdir, models, advance)
+        return {"rows": evaluation["rows"], "models": len(models)}, usage
+
+    context.do("evaluate", context.workdir / "evaluation", work)
+
+
+def report(context: Context) -> None:
+    """One page of HTML from what was committed, and the outcome in MLflow."""
+
+    def work(advance: Advance) -> tuple[Made, Usage]:
+        advance(0, 1)
+        with Meter() as meter:
+            context.workdir.write("report.html", render(context.workdir).encode())
+            log_outcome(context)
+        return {}, meter.usage
+
+    context.do("report", context.workdir / "report", work)
+
+
+DO: dict[str, Callable[[Context], None]] = {
+    "prepare": prepare,
+    "teach": teach,
+    "capture": capture,
+    "train": train,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+def _foretell(context: Context) -> None:
+    """Find out by a short probe how long each stage will take, where there is something left to do."""
+    job, inputs = context.job, context.inputs
+    if all(found.done for stage in ("teach", "capture", "train") for found in statuses_of(job, inputs, stage)):
+        return
+    started = time.time()
+    with context.console.bar("probe", None, "a short look at the real models on real rows"):
+        estimates, usage = estimate(job, inputs, context.session)
+    context.expected = {found.stage: found.seconds for found in estimates}
+    if usage.wall_seconds:
+        usd = context.prices.money(usage, context.session.accelerator())
+        context.ledger.record("probe", usage, usd, context.session.accelerator(), started, time.time())
+    whole = total(estimates)
+    context.console.say(f"done from the start this takes about {duration(whole.seconds)} and {money(whole.usd)}")
+
+
+def _require_earlier(context: Context, stage: str) -> None:
+    for earlier in STAGES[: STAGES.index(stage)]:
+        for found in statuses_of(context.job, context.inputs, earlier):
+            if not found.done:
+                verb = f"`distill {earlier} SPEC`"
+                raise NotReadyError(f"{stage} needs {found.stage} ({found.reason}); run {verb} or `distill run SPEC`")
+
+
+def _check_store(context: Context) -> None:
+    """Refuse to train from a store that isn't whole, or that another teacher or other data made."""
+    store, data = context.workdir / "store", context.workdir / "data"
+    opened = LogitStore.open(store, data)
+    check_teacher(opened.plan, model_digest(context.workdir / "teacher" / "model"), DataFacts.load(data))
+
+
+def _bring(context: Context, advance: Advance) -> tuple[Made, Usage]:
+    job, made = context.job, {}
+    spec = job.capture
+    worker = BringWorker(job.teacher.model, context.workdir / "data", context.workdir / "teacher" / "model")
+
+    def on_result(_: Any, result: Made) -> None:
+        made.update(result)
+        advance(1, 1)
+
+    pool = Pool(actors=1, cpus=spec.cpus_per_actor, gpus=spec.gpus_per_actor, retries=0)
+    report = map_shards(
+        context.session, lambda: worker, ["teacher"], pool, on_result, fatal=(DistillError,), what="teach"
+    )
+    return made, report.usage
+
+
+def _train_gang(
+    context: Context, train: Train, arms: tuple[Arm, ...], store: Folder | None, advance: Advance
+) -> tuple[list[dict[str, Any]], Usage]:
+    gang = Gang(workers=train.workers, cpus=train.cpus_per_worker, gpus=train.gpus_per_worker)
+    task = TrainTask(
+        arms=arms,
+        data=context.workdir / "data",
+        store=store,
+        teacher=context.workdir / "teacher" / "model",
+        cores=gang.workers * gang.cpus,
+        devices=gang.workers * gang.gpus,
+    )
+    order = {arm.name: i for i, arm in enumerate(arms)}
+
+    def on_report(values: dict[str, Any]) -> None:
+        arm, step, steps = values.pop("arm"), values.pop("step"), values.pop("of")
+        context.tracked(arm).metrics({f"train/{name}": v for name, v in values.items()}, step)
+        advance(order[arm] * steps + step, len(arms) * steps, arm)
+
+    return run_gang(context.session, train_arms, task, gang, on_report, fatal=(DistillError,), what="training")
+
+
+def _settle_arms(context: Context, arms: list[Arm]) -> Usage:
+    spent = Usage()
+    for arm in arms:
+        record = StageRecord.read(arm.folder)
+        if record is None or record.digest != arm.digest or context.ledger.has(arm.name, since=record.ended):
+            continue
+        usage = Usage.of(record.usage)
+        context.settle(record, usage, model=arm.folder / "model" if arm.role == "student" else None)
+        spent = spent + usage
+    return spent

@@ -1,0 +1,155 @@
+"""The one training loop: teacher, student and baseline alike."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cluster.engine import Engine
+from cluster.gang import Rank
+from distill_jobs.data.batch import Batch
+from distill_jobs.errors import TrainingError
+from distill_jobs.losses import LossParts, distillation_loss
+from distill_jobs.store.signal import TeacherSignal
+from distill_jobs.training.feed import Order, even_shares, share_of_rank
+from distill_jobs.training.source import Source
+from distill_jobs.training.task import Arm
+
+
+@dataclass
+class Progress:
+    """What a run has been through: the curve for ``history.json`` and the sums for the ledger."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    rows: int = 0
+    positions: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    best_state: dict[str, torch.Tensor] | None = None
+
+
+class Loop:
+    """Trains one arm on one rank. ``steps`` optimizer steps at most, fewer when early stopping says so."""
+
+    def __init__(self, arm: Arm, engine: Engine, train: Source, validation: Source, rank: Rank, steps: int) -> None:
+        self.arm, self.engine, self.rank, self.steps = arm, engine, rank, steps
+        self.train, self.validation = train, validation
+        self.order = Order(train.rows, arm.seed)
+        self.progress = Progress()
+        self.every = max(1, math.ceil(train.rows / arm.train.batch_size))
+        self.log_every = max(1, steps // 100)
+        self._reported = time.perf_counter()
+
+    def run(self) -> Progress:
+        """Train to the end; the progress holds the best state when early stopping is on."""
+        stopping = self.arm.train.early_stopping
+        waited = 0
+        for step in range(1, self.steps + 1):
+            parts, seconds = self._step(step)
+            last = step == self.steps
+            if step % self.log_every == 0 or last:
+                self._log(step, parts, seconds)
+            if not (last or (stopping and step % self.every == 0)):
+                continue
+            loss = self._validate(step)
+            if stopping is None:
+                continue
+            if loss < self.progress.best_loss - stopping.min_delta:
+                waited = 0
+                self.progress.best_loss, self.progress.best_step = loss, step
+                self.progress.best_state = self.engine.full_state()
+            else:
+                waited += 1
+                if waited >= stopping.patience:
+                    break
+        return self.progress
+
+    def _step(self, step: int) -> tuple[LossParts, float]:
+        started = time.perf_counter()
+        spec = self.arm.train
+        rows = self.order.take((step - 1) * spec.batch_size, spec.batch_size)
+        shares = share_of_rank(rows, spec.rows_per_micro_batch, self.rank.rank, self.rank.world_size)
+        loaded = [self.train.load(share, self.rank.device) for share in shares]
+        scored = float(sum(batch.positions for batch, _ in loaded))
+        [total] = self.engine.sum([scored]) if self.rank.world_size > 1 else [scored]
+        sums = torch.zeros(3, device=self.rank.device)
+        for batch, signal in loaded:
+            parts = self._loss(batch, signal)
+            self._refuse_non_finite(parts, batch, step)
+            # The engine averages over ranks and micro-batches, which hold unequally many scored positions: the
+            # weight makes it the mean over all positions of the step, as the convention says.
+            weight = parts.positions * len(loaded) * self.rank.world_size / max(1.0, total)
+            self.engine.backward(parts.total * weight)
+            sums += torch.stack([parts.total.detach(), parts.hard.detach(), parts.soft.detach()]) * parts.positions
+            self.engine.step()
+        self.progress.rows += spec.batch_size
+        self.progress.positions += int(total)
+        mean = sums / max(1.0, scored)
+        return LossParts(mean[0], mean[1], mean[2], int(scored)), time.perf_counter() - started
+
+    def _loss(self, batch: Batch, signal: TeacherSignal | None) -> LossParts:
+        keep = (batch.labels != -100).flatten()
+        logits = self.engine.forward(**batch.inputs).flatten(0, -2)[keep]
+        labels, spec, classes = batch.labels.flatten()[keep], self.arm, self.train.facts.targets
+        return distillation_loss(logits, labels, signal, spec.alpha, spec.temperature, classes=classes)
+
+    def _refuse_non_finite(self, parts: LossParts, batch: Batch, step: int) -> None:
+        if parts.positions and not torch.isfinite(parts.total):
+            rows = ", ".join(str(i) for i in batch.sample_ids[:8].tolist())
+            raise TrainingError(
+                f"{self.arm.name}: the loss is {parts.total.item()} at step {step} (samples {rows}, ...); nothing was "
+                f"updated; lower {'teacher' if self.arm.role == 'teacher' else 'student'}.train.learning_rate or "
+                f"look at these samples"
+            )
+
+    def _log(self, step: int, parts: LossParts, seconds: float) -> None:
+        entry = {
+            "step": step,
+            "loss": float(parts.total),
+            "hard": float(parts.hard),
+            "soft": float(parts.soft),
+            "learning_rate": self.engine.learning_rate,
+            "positions_per_second": parts.positions * self.rank.world_size / seconds,
+        }
+        if self.engine.gradient_norm is not None:
+            entry["gradient_norm"] = self.engine.gradient_norm
+        self.progress.history.append(entry)
+        self.rank.report({"arm": self.arm.name, "of": self.steps, **entry})
+
+    def _validate(self, step: int) -> float:
+        """Mean hard-label loss over the validation split, the same for every arm; infinite when there is none."""
+        if self.validation.rows == 0:
+            return math.inf
+        self.engine.eval()
+        sums = [0.0, 0.0]
+        with torch.no_grad():
+            for batch in self._validation_batches():
+                logits = self.engine.forward(**batch.inputs).flatten(0, -2)
+                keep = (batch.labels != -100).flatten()
+                labels, classes = batch.labels.flatten()[keep], self.train.facts.targets
+                parts = distillation_loss(logits[keep], labels, None, 0.0, 1.0, classes=classes)
+                if parts.positions:
+                    sums = [sums[0] + float(parts.hard) * parts.positions, sums[1] + parts.positions]
+        self.engine.train()
+        total, positions = self.engine.sum(sums)
+        loss = total / max(1.0, positions)
+        self.progress.history.append({"step": step, "validation": loss})
+        self.rank.report({"arm": self.arm.name, "of": self.steps, "step": step, "validation": loss})
+        if not math.isfinite(loss):
+            raise TrainingError(f"{self.arm.name}: validation loss is {loss} at step {step}; lower the learning rate")
+        return loss
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        micro = self.arm.train.rows_per_micro_batch
+        for rows, real in even_shares(self.validation.rows, micro, self.rank.rank, self.rank.world_size):
+            batch, _ = self.validation.load(rows, self.rank.device)
+            batch.labels[torch.from_numpy(~real)] = -100
+            yield batch
+
+
+def steps_of(rows: int, epochs: float, steps: int | None, batch_size: int) -> int:
+    """Optimizer steps of a run: as given, or as many as the epochs take, the last batch filled from the next epoch."""
+    return steps or max(1, math.ceil(rows * epochs / batch_size))

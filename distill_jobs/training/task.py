@@ -1,0 +1,49 @@
+"""What a gang is sent to do: arms, each one model trained once. Plain data, so that it pickles small."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.files import Folder
+from distill_jobs.spec import Model, Train
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model trained once: the teacher, or the student or the no-teacher baseline with one seed.
+
+    ``alpha`` 0 trains on hard labels alone; then the soft targets aren't read.
+    """
+
+    role: str
+    seed: int
+    folder: Folder
+    model: Model
+    train: Train
+    alpha: float
+    temperature: float
+    digest: str
+    inputs: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of its run in MLflow: ``teacher``, ``student/<seed>`` or ``baseline/<seed>``."""
+        return self.role if self.role == "teacher" else f"{self.role}/{self.seed}"
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """Arms that one gang trains one after another.
+
+    Attributes:
+        data: the prepared data.
+        store: the logit store to train from; None reads the prepared training split (the teacher has no teacher).
+        teacher: the teacher's saved model, for students cut from it.
+        cores, devices: what the whole gang holds, for the meter.
+    """
+
+    arms: tuple[Arm, ...]
+    data: Folder
+    store: Folder | None
+    teacher: Folder | None
+    cores: float
+    devices: float

@@ -1,0 +1,126 @@
+"""Digits, from the file to the report, by the command that a user types; then again, and with another temperature."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from conftest import Distill, digits_spec, write_spec
+
+from cluster.files import Folder
+from distill_jobs.store.verify import verify
+
+
+@pytest.fixture(scope="module")
+def job(digits: Path, distill: Distill, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """The spec, the workdir and the output of a first whole run."""
+    folder = tmp_path_factory.mktemp("runs")
+    spec = write_spec(folder / "digits.yaml", digits_spec(digits, folder / "digits"))
+    done = distill("run", spec)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return spec, folder / "digits", done.stdout
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_the_summary_names_arms_costs_and_places(job: tuple[Path, Path, str]) -> None:
+    _, workdir, printed = job
+    for word in ("teacher", "student", "baseline", "capture", "baseline", "report.html", "mlflow ui"):
+        assert word in printed, printed
+    assert (workdir / "report.html").read_text().lower().startswith("<!doctype html>")
+
+
+def test_the_evaluation_is_sound(job: tuple[Path, Path, str]) -> None:
+    found = read(job[1] / "evaluation.json")
+    assert set(found["models"]) == {"teacher", "student/0", "student/1", "baseline/0", "baseline/1"}
+    assert found["models"]["teacher"]["accuracy"] > 0.9
+    assert found["models"]["teacher"]["agreement"] == 1 and found["models"]["teacher"]["kl_to_teacher"] < 1e-9
+    for name, measured in found["models"].items():
+        assert 0.3 < measured["accuracy"] <= 1, name
+        assert (
+            measured["latency_ms"] > 0 and measured["throughput"] > 0 and measured["memory_bytes"] > measured["bytes"]
+        )
+    assert found["models"]["student/0"]["parameters"] < found["models"]["teacher"]["parameters"]
+    assert set(found["slices"]["ink"]) == {"bold", "faint"}
+    assert sum(part["rows"] for part in found["slices"]["ink"].values()) == found["rows"]
+
+
+def test_the_store_is_whole_and_the_arms_differ_only_in_soft_labels(job: tuple[Path, Path, str]) -> None:
+    workdir = job[1]
+    assert verify(Folder(str(workdir / "store")), Folder(str(workdir / "data"))) == []
+    student, baseline = (read(workdir / arm / "0" / "history.json") for arm in ("student", "baseline"))
+    assert [entry["step"] for entry in student] == [entry["step"] for entry in baseline]
+    # The same start and the same first batch: the hard part of the first loss is equal to the last digit.
+    assert student[0]["hard"] == baseline[0]["hard"]
+    assert student[0]["soft"] > 0 and baseline[0]["soft"] == 0
+
+
+def test_totals_are_sums(job: tuple[Path, Path, str]) -> None:
+    ledger = read(job[1] / "ledger.json")
+    stages = {entry["stage"] for entry in ledger["entries"]}
+    assert {"prepare", "teacher", "capture", "student/0", "baseline/1", "evaluate"} <= stages
+    for what in ("wall_seconds", "core_seconds", "rows"):
+        total = math.fsum(entry["usage"][what] for entry in ledger["entries"])
+        assert ledger["totals"]["usage"][what] == pytest.approx(total)
+    assert (
+        ledger["totals"]["usd"] == pytest.approx(math.fsum(entry["usd"] for entry in ledger["entries"])) and total > 0
+    )
+
+
+def test_mlflow_holds_runs_costs_and_usable_models(job: tuple[Path, Path, str], digits: Path) -> None:
+    uri = f"sqlite:///{job[1].parent / 'mlflow.db'}"
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("digits")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert {"digits", "teacher", "capture", "student/0", "student/1", "baseline/0", "evaluate"} <= set(runs)
+    parent = runs["digits"]
+    assert runs["capture"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.params["distill.temperature"] == "2.0"
+    assert {"quality/student_accuracy", "quality/gain", "cost/usd", "store/bytes"} <= set(parent.data.metrics)
+    assert all(run.info.status == "FINISHED" for run in runs.values())
+    assert runs["student/0"].data.metrics["train/loss"] > 0
+    mlflow.set_tracking_uri(uri)
+    model = mlflow.pyfunc.load_model("models:/digits-student/1")
+    rows: pd.DataFrame = pq.read_table(digits).to_pandas().head(40)
+    predicted = model.predict(rows)
+    assert (predicted["prediction"].astype(str) == rows["digit"].astype(str)).mean() > 0.5
+
+
+def test_a_second_run_skips_everything_and_says_so(job: tuple[Path, Path, str], distill: Distill) -> None:
+    spec, workdir, _ = job
+    before = read(workdir / "student" / "0" / "stage.json")
+    again = distill("run", spec)
+    assert again.returncode == 0, again.stderr
+    for stage in ("prepare", "teacher", "capture", "student/0", "baseline/1", "evaluate", "report"):
+        assert any(line.startswith(stage) and "skipped" in line for line in again.stdout.splitlines()), again.stdout
+    assert read(workdir / "student" / "0" / "stage.json") == before
+
+
+def test_another_temperature_redoes_the_students_alone(job: tuple[Path, Path, str], distill: Distill) -> None:
+    spec, workdir, _ = job
+    baseline, store = read(workdir / "baseline/0/stage.json"), read(workdir / "store/stage.json")
+    again = distill("run", spec, "--set", "distill.temperature=4")
+    assert again.returncode == 0, again.stderr
+    assert "distill.temperature changed from 2.0 to 4.0" in again.stdout
+    assert read(workdir / "baseline/0/stage.json") == baseline and read(workdir / "store/stage.json") == store
+
+
+def test_inspect_and_verify(job: tuple[Path, Path, str], distill: Distill) -> None:
+    store = job[1] / "store"
+    told = distill("store", "inspect", store)
+    assert told.returncode == 0 and "dense" in told.stdout
+    assert distill("store", "verify", store).returncode == 0
+    part = next((store / "parts").glob("*.arrow"))
+    whole = part.read_bytes()
+    try:
+        part.write_bytes(whole[: len(whole) // 2] + b"\x55" + whole[len(whole) // 2 + 1 :])
+        broken = distill("store", "verify", store)
+        assert broken.returncode == 1 and part.name in broken.stdout and "Traceback" not in broken.stderr
+    finally:
+        part.write_bytes(whole)

@@ -1,0 +1,97 @@
+"""Estimates: hand-checked arithmetic, and what must hold for any probe."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill_jobs.costs.estimate import Held, Rates, Sizes, StartUp, Work, predict, stage_of, store_bytes, total
+from distill_jobs.costs.prices import PriceBook
+from distill_jobs.spec import Job, parse_job
+from distill_jobs.spec.parts import Costs
+
+PRICES = PriceBook.load(Costs(override={"cpu_hour": 3.6, "H100_hour": 36.0}))
+SIZES = Sizes(
+    source_rows=10_000,
+    prepare_row_seconds=0.001,
+    train_rows=8000,
+    validation_rows=1000,
+    test_rows=1000,
+    row_bytes=100,
+    teacher_bytes=1000,
+    student_bytes=10,
+)
+RATES = Rates(
+    capture_row_seconds=0.001,
+    encoding_share=0.5,
+    student_row_seconds=0.003,
+    baseline_row_seconds=0.002,
+    teacher_row_seconds=0.004,
+    student_forward_row_seconds=0.0002,
+    bytes_per_row=8,
+    positions_per_row=2,
+)
+
+
+def job(**changes: object) -> Job:
+    train = {"epochs": 2.0, "batch_size": 80, "workers": 2}
+    tree = {
+        "name": "x",
+        "task": "classification",
+        "workdir": "out",
+        "seeds": [0, 1],
+        "data": {"train": "a.csv", "label": "y", "features": {"tabular": {"numeric": ["a"]}}, "actors": 2},
+        "teacher": {"model": {"mlp": {}}, "train": {**train, "early_stopping": {}}},
+        "student": {"model": {"mlp": {}}, "train": train},
+        "capture": {"gpus_per_actor": 1.0},
+    }
+    return parse_job({**tree, **changes})
+
+
+def test_by_hand() -> None:
+    stages = {e.stage: e for e in predict(job(), SIZES, RATES, PRICES, "H100", StartUp(pool=1.0, gang=2.0))}
+    assert list(stages) == ["prepare", "teacher", "capture", "train", "evaluate"]
+    assert stages["prepare"].seconds == pytest.approx(1 + 10_000 * 0.001 / 2)
+    assert stages["prepare"].usd == pytest.approx(6 * 2 * 0.001)
+    # 200 steps of 80 rows and two looks at 1,000 rows, shared by two ranks; each step costs both the engine's 8 ms.
+    engine = 200 * 0.008
+    assert stages["teacher"].seconds == pytest.approx(2 + engine + (16_000 * 0.004 + 2 * 1000 * 0.0005) / 2)
+    assert "stop early" in stages["teacher"].basis
+    assert stages["capture"].seconds == pytest.approx(1 + 8)
+    assert stages["capture"].usd == pytest.approx(9 * (0.001 + 0.01))
+    assert stages["capture"].bytes == 8000 * 108 == store_bytes(8000, 8, 100)
+    assert "4 bytes" in stages["capture"].basis
+    assert stages["train"].seconds == pytest.approx(
+        2 + 4 * engine + 2 * (16_000 * (0.003 + 0.002) + 2 * 1000 * 0.0002) / 2
+    )
+    assert stages["train"].bytes == 40
+    assert stages["evaluate"].seconds == pytest.approx(1 + 1000 * 0.0005 + 4 * 1000 * 0.0002)
+
+
+def test_a_brought_teacher_is_not_trained() -> None:
+    brought = job(teacher={"model": {"factory": {"target": "a:b"}}})
+    stages = predict(brought, SIZES, replace(RATES, teacher_row_seconds=0.0), PRICES)
+    assert "teacher" not in [e.stage for e in stages]
+
+
+def test_the_basis_is_a_sentence_for_people() -> None:
+    one = stage_of("capture", [Work("rows", 1e6, 0.002), Work("more", 2, 5.0)], Held(4, 2.0), 8.0, PRICES, None)
+    assert one.basis == "1,000,000 rows at 500/s, 2 more at 0.2/s on each of 4 × 2 CPU, and 8 s to start"
+
+
+@given(st.integers(1, 64), st.floats(1, 1e9), st.floats(1e-6, 10))
+def test_more_actors_are_never_slower_and_never_cheaper(actors: int, amount: float, seconds: float) -> None:
+    few, many = (
+        stage_of("x", [Work("rows", amount, seconds)], Held(n, 1.0), 5.0, PRICES, None) for n in (actors, actors + 1)
+    )
+    assert many.seconds <= few.seconds and many.usd >= few.usd * (1 - 1e-9)
+
+
+@given(st.integers(0, 10**9), st.floats(0, 1e4))
+def test_the_total_is_the_sum(rows: int, per_row: float) -> None:
+    stages = predict(job(), replace(SIZES, train_rows=rows), replace(RATES, bytes_per_row=per_row), PRICES)
+    whole = total(stages)
+    assert whole.seconds == pytest.approx(sum(e.seconds for e in stages))
+    assert whole.usd == pytest.approx(sum(e.usd for e in stages))
+    assert whole.bytes == sum(e.bytes for e in stages)
