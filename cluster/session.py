@@ -1,8 +1,10 @@
 """One Ray session: embedded on this machine, or joined to a cluster that is already there."""
 
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -57,11 +59,12 @@ class Session:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             if self.embedded:
-                with _search_path():
+                with _search_path(), _own_sigterm():
                     ray.init(address="local", num_cpus=self.cpus, num_gpus=self.gpus, include_dashboard=False, **quiet)
             else:
                 _knock(str(self.address))
-                ray.init(address=self.address, **quiet)
+                with _own_sigterm():
+                    ray.init(address=self.address, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             where = "an embedded Ray cluster can't start" if self.embedded else f"no Ray cluster at {self.address}"
             raise ResourceError(f"{where}: {one_line(error)}; check cluster.address") from None
@@ -104,6 +107,17 @@ class Session:
                     f"({count * each:g} in all), but the cluster has {have.get(unit, 0.0):g}: ask for fewer, "
                     f"or use a larger cluster"
                 )
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the process's own answer to SIGTERM: Ray's would end it on the spot, with nothing closed behind it."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

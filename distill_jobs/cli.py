@@ -28,11 +28,16 @@ def _stages(spec: str, overrides: list[str] | None, wanted: tuple[str, ...] | No
     job = load_job(spec, overrides)
     from distill_jobs.console import Console
     from distill_jobs.context import Context
+    from distill_jobs.errors import StoppedError
     from distill_jobs.inputs import STAGES
     from distill_jobs.pipeline import run
 
-    with Context(job, Console()) as context:
-        run(context, wanted or STAGES)
+    try:
+        with Context(job, Console()) as context:
+            run(context, wanted or STAGES)
+    except KeyboardInterrupt:
+        # Told here, since the command-line library would answer an interrupt with a bare exit.
+        raise StoppedError("stopped; what was committed stays, and the same command goes on from there") from None
 
 
 @app.command()
@@ -130,9 +135,6 @@ def main() -> None:
     except (DistillError, ClusterError) as error:
         typer.echo(f"distill: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("distill: stopped; what was committed stays, and the same command goes on from there", err=True)
-        sys.exit(130)
 
 
 def _stop(*_: object) -> None:

@@ -47,6 +47,12 @@ class NotReadyError(DistillError):
     exit_code = 2
 
 
+class StoppedError(DistillError):
+    """Somebody stopped the command."""
+
+    exit_code = 130
+
+
 class CaptureError(DistillError):
     """The teacher gave something that can't be stored."""
 

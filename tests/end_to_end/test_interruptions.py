@@ -1,0 +1,85 @@
+"""Stopped by SIGTERM, or killed outright, in the middle of a capture: the same command goes on from there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import Distill, digits_spec, write_spec
+
+SLOW_TEACHER = """
+import time, torch
+class Slow(torch.nn.Linear):
+    def forward(self, pixels):
+        time.sleep(0.3)
+        return super().forward(pixels.flatten(1))
+def make(feature_width, classes):
+    torch.manual_seed(0)
+    return Slow(feature_width, classes)
+"""
+
+
+def start_and_signal(folder: Path, spec: Path, number: signal.Signals) -> tuple[int, str]:
+    """Run until the first part is committed, send the signal, and wait for the end."""
+    log = folder / f"{number.name}.log"
+    with log.open("w") as out:
+        running = subprocess.Popen(
+            [str(Path(sys.executable).with_name("distill")), "run", str(spec)],
+            stdout=out,
+            stderr=out,
+            cwd=folder,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        end = time.monotonic() + 120
+        while not list((folder / "run/store/parts").glob("*.json")):
+            assert running.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        running.send_signal(number)
+        code = running.wait(60)
+    return code, log.read_text()
+
+
+@pytest.mark.timeout(400)
+def test_capture_goes_on_where_it_was_stopped(digits: Path, distill: Distill, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_TEACHER)
+    teacher = {"model": {"factory": {"target": "slow:make"}}}
+    spec = digits_spec(digits, tmp_path / "run", teacher=teacher, data__rows_per_part=120, seeds=[0])
+    spec["capture"] = {"actors": 1, "batch_tokens": 32}
+    path = write_spec(tmp_path / "job.yaml", spec)
+
+    code, printed = start_and_signal(tmp_path, path, signal.SIGTERM)
+    assert code == 130 and "the same command goes on from there" in printed and "Traceback" not in printed, printed
+    assert not (tmp_path / "run/store/manifest.json").exists()
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits").experiment_id
+    statuses = {run.info.run_name: run.info.status for run in client.search_runs([experiment])}
+    assert statuses["digits"] == statuses["capture"] == "KILLED" and statuses["teacher"] == "FINISHED"
+
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "run/store/parts").glob("*.json")}
+    again = distill("capture", path, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "run/store/stage.json").read_text())["made"]["parts_kept"] >= len(kept)
+    assert all((tmp_path / "run/store/parts" / name).read_bytes() == record for name, record in kept.items())
+    assert distill("store", "verify", tmp_path / "run/store").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_killed_driver_leaves_nothing_that_looks_whole(digits: Path, distill: Distill, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_TEACHER)
+    teacher = {"model": {"factory": {"target": "slow:make"}}}
+    spec = digits_spec(digits, tmp_path / "run", teacher=teacher, data__rows_per_part=120, seeds=[0])
+    spec["capture"] = {"actors": 1, "batch_tokens": 32}
+    path = write_spec(tmp_path / "job.yaml", spec)
+    code, _ = start_and_signal(tmp_path, path, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    half = distill("store", "verify", tmp_path / "run/store")
+    assert half.returncode == 1 and "Traceback" not in half.stderr
+    again = distill("run", path, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert distill("store", "verify", tmp_path / "run/store").returncode == 0
