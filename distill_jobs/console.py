@@ -42,6 +42,15 @@ def size(count: float) -> str:
     return f"{count:.2f} TB"
 
 
+def count(number: float) -> str:
+    """A count in at most three digits and a letter: ``1,506``, ``442 K``, ``8.34 M``."""
+    for unit, letter in ((1e9, " G"), (1e6, " M"), (1e4, " K")):
+        if number >= unit:
+            scale = 1e3 if letter == " K" else unit
+            return f"{number / scale:.3g}{letter}"
+    return f"{number:,.0f}"
+
+
 def money(usd: float) -> str:
     """US dollars to the cent, and below a dollar to two digits that count."""
     return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.{1 - math.floor(math.log10(usd))}f}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from cluster.tracking import open_command
 from distill_jobs.audit.evaluate import EVALUATION
-from distill_jobs.console import duration, money, size
+from distill_jobs.console import count, duration, money, size
 from distill_jobs.context import Context
 from distill_jobs.costs.ledger import metrics as cost_metrics
 from distill_jobs.report.findings import finding
@@ -65,21 +65,22 @@ def _quality(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for arm in ("teacher", "student", "baseline"):
         value = summary[arm].get("value", summary[arm].get("mean"))
         seeds = summary[arm].get("seeds", [])
-        spread = f" ({min(seeds):.4g} to {max(seeds):.4g}, {len(seeds)} seeds)" if len(seeds) > 1 else ""
+        spread = f"{min(seeds):.4g} to {max(seeds):.4g}" if len(seeds) > 1 else ""
         members = [m for name, m in models.items() if name.split("/")[0] == arm]
         agreement = sum(m["agreement"] for m in members) / len(members)
         speed = members[0]
         rows.append(
             [
                 arm,
-                f"{value:.4g}{spread}",
+                f"{value:.4g}",
+                spread,
                 f"{agreement:.1%}",
-                f"{speed['parameters']:,}",
+                count(speed["parameters"]),
                 f"{speed['latency_ms']:.2f} ms",
-                f"{speed['throughput']:,.0f}/s",
+                f"{count(speed['throughput'])}/s",
             ]
         )
-    return ["", metric, "agrees with teacher", "parameters", "latency (1 row)", "throughput"], rows
+    return ["", metric, "over seeds", "agrees", "weights", "latency", "throughput"], rows
 
 
 def _costs(context: Context) -> tuple[list[str], list[list[str]]]:

@@ -17,7 +17,7 @@ def test_from_text_to_report(prose: Path, distill: Distill, tmp_path: Path) -> N
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }
-    train = {"steps": 30, "batch_size": 16, "micro_batch": 8, "learning_rate": 0.003, "cpus_per_worker": 2}
+    train = {"steps": 20, "batch_size": 16, "micro_batch": 8, "learning_rate": 0.003, "cpus_per_worker": 2}
     spec = {
         "name": "prose",
         "task": "causal_lm",

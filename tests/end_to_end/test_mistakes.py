@@ -57,18 +57,18 @@ def tabular(data: Path, workdir: Path, **changes: Any) -> dict[str, Any]:
     )
 
 
-def test_bad_rows(distill: Distill, tmp_path: Path) -> None:
+def test_an_empty_file(distill: Distill, tmp_path: Path) -> None:
+    data = table(tmp_path / "empty.parquet", x=np.array([], dtype=float), y=np.array([], dtype=int))
+    refused(distill, write_spec(tmp_path / "job.yaml", tabular(data, tmp_path / "run")), "no rows", verb="prepare")
+
+
+def test_a_bad_row_found_by_an_actor(distill: Distill, tmp_path: Path) -> None:
+    """NaN features; labels out of range and the rest are tested without a cluster, beside the data package."""
     good = np.arange(200.0)
-    cases = {
-        "empty": (dict(x=np.array([], dtype=float), y=np.array([], dtype=int)), "no rows"),
-        "nan": (dict(x=np.where(good == 7, np.nan, good), y=good.astype(int) % 2), "x"),
-        "label": (dict(x=good, y=np.where(good == 9, 5, good % 2).astype(int)), "5"),
-    }
-    for name, (columns, said) in cases.items():
-        data = table(tmp_path / f"{name}.parquet", **columns)
-        spec = tabular(data, tmp_path / name, data__classes=[0, 1])
-        refused(distill, write_spec(tmp_path / f"{name}.yaml", spec), said, verb="prepare")
-        assert not (tmp_path / name / "data" / "manifest.json").exists()
+    data = table(tmp_path / "nan.parquet", x=np.where(good == 7, np.nan, good), y=good.astype(int) % 2)
+    spec = tabular(data, tmp_path / "run", data__classes=[0, 1])
+    refused(distill, write_spec(tmp_path / "job.yaml", spec), "nan.parquet:8", verb="prepare")
+    assert not (tmp_path / "run" / "data" / "manifest.json").exists()
 
 
 def test_more_workers_than_the_cluster_has(distill: Distill, digits: Path, tmp_path: Path) -> None:
