@@ -1,6 +1,5 @@
 """What a person sees while a job runs: one line a stage, and a bar with the expected end while it works."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,42 +17,10 @@ from rich.progress import (
 from rich.table import Table
 
 from cluster.meter import Usage
+from distill_jobs.report.words import duration, money
 from distill_jobs.stage import Status
 
 Advance = Callable[..., None]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: ``8 s``, ``2 min 05 s``, ``3 h 10 min``."""
-    whole = round(seconds)
-    if whole < 100:
-        return f"{whole} s" if whole else f"{seconds:.1f} s"
-    if whole < 6000:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def size(count: float) -> str:
-    """Bytes as a person says them."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
-
-
-def count(number: float) -> str:
-    """A count in at most three digits and a letter: ``1,506``, ``442 K``, ``8.34 M``."""
-    for unit, letter in ((1e9, " G"), (1e6, " M"), (1e4, " K")):
-        if number >= unit:
-            scale = 1e3 if letter == " K" else unit
-            return f"{number / scale:.3g}{letter}"
-    return f"{number:,.0f}"
-
-
-def money(usd: float) -> str:
-    """US dollars to the cent, and below a dollar to two digits that count."""
-    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.{1 - math.floor(math.log10(usd))}f}"
 
 
 class Console:
@@ -75,7 +42,7 @@ class Console:
     @contextmanager
     def bar(self, stage: str, expected: float | None, reason: str) -> Iterator[Advance]:
         """A progress bar; the block gets ``advance(done, total, note)``."""
-        told = f"expected {duration(expected)}" if expected is not None else "duration not known yet"
+        told = f"expected {duration(expected)}" if expected is not None else "takes a moment"
         self.rich.print(f"[bold]{_name(stage)}[/bold] {told} ({reason})")
         with Progress(
             SpinnerColumn(),

@@ -11,11 +11,12 @@ from cluster.files import Folder, digest
 from cluster.meter import Usage
 from cluster.session import Session
 from cluster.tracking import Run, Tracker, flatten
-from distill_jobs.console import Advance, Console, size
+from distill_jobs.console import Advance, Console
 from distill_jobs.costs.ledger import Ledger
 from distill_jobs.costs.ledger import metrics as cost_metrics
 from distill_jobs.costs.prices import PriceBook
 from distill_jobs.inputs import inputs_of
+from distill_jobs.report.words import size
 from distill_jobs.spec import Job
 from distill_jobs.stage import RECORD, StageRecord, status
 

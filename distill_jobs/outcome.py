@@ -6,10 +6,10 @@ from typing import Any
 
 from cluster.tracking import open_command
 from distill_jobs.audit.evaluate import EVALUATION
-from distill_jobs.console import count, duration, money, size
 from distill_jobs.context import Context
 from distill_jobs.costs.ledger import metrics as cost_metrics
 from distill_jobs.report.findings import finding
+from distill_jobs.report.words import count, duration, money, size
 
 _ARTIFACTS = ("spec.yaml", "evaluation.json", "ledger.json", "report.html")
 

@@ -9,13 +9,14 @@ from cluster.files import Folder, digest
 from cluster.meter import Usage
 from cluster.session import Session
 from cluster.shards import Pool, map_shards
-from distill_jobs.console import Console, duration, money, size
+from distill_jobs.console import Console
 from distill_jobs.context import require_all
 from distill_jobs.costs.estimate import Rates, Sizes, StageEstimate, predict, total
 from distill_jobs.costs.prices import PriceBook
 from distill_jobs.costs.probing import ProbeWorker
 from distill_jobs.errors import DistillError
 from distill_jobs.inputs import STAGES, Inputs, inputs_of, statuses_of
+from distill_jobs.report.words import duration, money, size
 from distill_jobs.spec import Job
 
 PROBE = "probe.json"

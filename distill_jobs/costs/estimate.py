@@ -68,6 +68,7 @@ class Sizes:
         train_rows, validation_rows, test_rows: rows of the prepared splits (packed sequences for a language model).
         row_bytes: of a prepared row, in ``data/`` and again in the store.
         teacher_bytes, student_bytes: of the weights on disk.
+        bring_seconds: for converting a teacher that is brought; 0 where it is trained or is there already.
     """
 
     source_rows: int
@@ -78,6 +79,7 @@ class Sizes:
     row_bytes: float = 0.0
     teacher_bytes: int = 0
     student_bytes: int = 0
+    bring_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,11 @@ def predict(
         accelerator,
     )
     if job.teacher.train is None:
-        return [prepare, capture, train, evaluate]
+        if not sizes.bring_seconds:
+            return [prepare, capture, train, evaluate]
+        work = [Work("teacher to bring", 1, sizes.bring_seconds)]
+        bring = stage_of("teacher", work, Held(1, actor.cpus, actor.gpus), wait.pool, prices, accelerator)
+        return [prepare, bring, capture, train, evaluate]
     teach = _training(
         "teacher",
         job.teacher.train,

@@ -43,9 +43,11 @@ class ProbeWorker:
         sizes = counts(self.prepared) if self.prepared else prepare_sample(self.job, folder)
         self.data = self.prepared or folder / "data"
         facts = DataFacts.load(self.data)
+        started = time.perf_counter()
         teacher, saved = self._teacher(facts, folder / "model")
+        brought = 0.0 if self.taught or self.job.teacher.train else time.perf_counter() - started
         student = build_model(self.job.student.model, facts, seed=0, teacher=saved)
-        sizes = replace(sizes, teacher_bytes=_bytes(teacher), student_bytes=_bytes(student))
+        sizes = replace(sizes, teacher_bytes=_bytes(teacher), student_bytes=_bytes(student), bring_seconds=brought)
         return {"sizes": asdict(sizes), "rates": self._rates(facts, teacher, student).as_dict()}
 
     def _rates(self, facts: DataFacts, teacher: Scorer, student: Scorer) -> Rates:
@@ -53,7 +55,7 @@ class ProbeWorker:
         taught = self._row_seconds(teacher, job.teacher.train, facts) if job.teacher.train else 0.0
         place(teacher, self.device, job.capture.precision)
         codec = make_codec(job.capture.codec, facts)
-        batch = self._batch(facts, job.capture.batch_tokens // facts.positions_per_row)
+        batch = self._batch(facts, job.capture.batch_tokens // facts.positions_per_row // 2)
 
         def capture() -> None:
             codec.encode(teacher(**batch.inputs).flatten(0, -2)[:, : facts.targets], batch.labels.flatten())
@@ -113,16 +115,19 @@ class ProbeWorker:
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    """Median seconds of ``work``, after one pass to warm up, over about half a second."""
+    """Seconds of ``work``: the fastest of at least two passes after one to warm up, over about half a second.
+
+    The fastest, since whatever else the machine does can only make a pass slower.
+    """
     work()
     times: list[float] = []
-    while sum(times) < _SECONDS and len(times) < 20:
+    while len(times) < 2 or (sum(times) < _SECONDS and len(times) < 20):
         started = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-    return float(np.median(times))
+    return min(times)
 
 
 def _bytes(model: Scorer) -> int:
