@@ -52,11 +52,15 @@ def print_summary(context: Context) -> None:
     console.say()
     console.table("cost of each stage", *_costs(context))
     manifest = workdir.read_json("store/manifest.json")
-    console.say(f"store:   {workdir}/store, {size(manifest['bytes'])} for {manifest['tokens']:,} positions")
-    console.say(f"report:  {workdir}/report.html")
     uri = context.job.tracking.uri
-    console.say(f"MLflow:  {uri or f'{context.home}/mlflow.db'}")
-    console.say(f"open it: {open_command(uri, context.home)}")
+    places = [
+        f"store:   {workdir}/store, {size(manifest['bytes'])} for {manifest['tokens']:,} positions",
+        f"report:  {workdir}/report.html",
+        f"MLflow:  {uri or f'{context.home}/mlflow.db'}",
+        f"open it: {open_command(uri, context.home)}",
+    ]
+    for place in places:
+        console.say(place.replace(f"{Path.cwd()}/", ""))
 
 
 def _quality(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
