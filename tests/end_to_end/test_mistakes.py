@@ -67,7 +67,7 @@ def test_a_bad_row_found_by_an_actor(distill: Distill, tmp_path: Path) -> None:
     good = np.arange(200.0)
     data = table(tmp_path / "nan.parquet", x=np.where(good == 7, np.nan, good), y=good.astype(int) % 2)
     spec = tabular(data, tmp_path / "run", data__classes=[0, 1])
-    refused(distill, write_spec(tmp_path / "job.yaml", spec), "nan.parquet:8", verb="prepare")
+    refused(distill, write_spec(tmp_path / "job.yaml", spec), "row 8 of nan.parquet", verb="prepare")
     assert not (tmp_path / "run" / "data" / "manifest.json").exists()
 
 
