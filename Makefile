@@ -17,7 +17,7 @@ setup: $(STAMP)  ## make .venv and install everything from the lock
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "distill-jobs needs Python 3.11: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
-	@echo "Installing from requirements.lock into $(VENV) (about 4 minutes the first time) ..."
+	@echo "Installing from requirements.lock into $(VENV) (about 3 minutes the first time) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -27,7 +27,7 @@ demo: setup      ## distil a census classifier: fetch, prepare, teach, capture, 
 	@$(BIN)/python -m distill_jobs.examples.fetch adult --into demo
 	@$(BIN)/distill run distill_jobs/examples/adult.yaml
 
-demo-lm: setup   ## distil SmolLM2-135M into 6 of its 30 layers (under 20 minutes on 2 cores)
+demo-lm: setup   ## distil SmolLM2-135M into 6 of its 30 layers (about 17 minutes on 2 cores)
 	@$(BIN)/python -m distill_jobs.examples.fetch lm --into demo
 	@$(BIN)/distill run distill_jobs/examples/lm.yaml
 
