@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from distill_jobs.cli_store import store
+
 app = typer.Typer(
     name="distill",
     help="Knowledge distillation at cluster scale, with its costs on the table.",
@@ -13,7 +15,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-store = typer.Typer(help="Look into a logit store, or check it.", no_args_is_help=True)
 app.add_typer(store, name="store")
 
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help="The job spec, a YAML file.")]
@@ -92,36 +93,6 @@ def evaluate(spec: Spec, overrides: Set = None) -> None:
 def report(spec: Spec, overrides: Set = None) -> None:
     """Write the report, and the outcome to MLflow."""
     _stages(spec, overrides, ("report",))
-
-
-@store.command("inspect")
-def inspect_store(
-    path: Annotated[str, typer.Argument(help="The store's folder, for example runs/adult/store.")],
-    samples: Annotated[int, typer.Option(min=0, help="How many positions to show decoded.")] = 3,
-) -> None:
-    """Tell what is in a store: teacher, data, codec, sizes, mass kept, a few decoded positions."""
-    from cluster.files import Folder
-    from distill_jobs.store.inspect import describe, render
-
-    typer.echo(render(describe(Folder(path), samples)))
-
-
-@store.command("verify")
-def verify_store(
-    path: Annotated[str, typer.Argument(help="The store's folder, for example runs/adult/store.")],
-) -> None:
-    """Check everything a store promises; name each violation and exit with 1 if there is one."""
-    from cluster.files import Folder
-    from distill_jobs.store.verify import verify
-
-    data = Folder(f"{path.rstrip('/')}/../data")
-    violations = verify(Folder(path), data if data.exists("manifest.json") else None)
-    for violation in violations:
-        typer.echo(violation)
-    if violations:
-        typer.echo(f"{len(violations)} violations in {path}")
-        raise typer.Exit(1)
-    typer.echo(f"{path} is whole: every row there once, checksums, masses and fingerprints right")
 
 
 def main() -> None:
