@@ -35,6 +35,7 @@ def inputs_of(job: Job) -> Inputs:
         **code,
         "teacher": digest(teacher),
         **flatten(tree["capture"]["codec"], "capture.codec"),
+        "capture.seed": job.capture.seed,
         "capture.precision": job.capture.precision,
     }
     inputs = {"prepare": prepare, "teacher": teacher, "capture": capture}

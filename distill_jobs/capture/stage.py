@@ -9,18 +9,20 @@ from cluster.session import Session
 from cluster.shards import Pool, map_shards
 from distill_jobs.capture.worker import CaptureTask, CaptureWorker
 from distill_jobs.data.facts import DataFacts
+from distill_jobs.data.reader import TableReader
 from distill_jobs.errors import DistillError
 from distill_jobs.models.files import model_digest, read_serving
 from distill_jobs.spec import Job
 from distill_jobs.store.codecs import make_codec
-from distill_jobs.store.plan import StorePlan
+from distill_jobs.store.plan import SPLIT, StorePlan
 from distill_jobs.store.writer import finish, start
 
 Progress = Callable[..., None]
 
 
 def capture(job: Job, session: Session, workdir: Folder, on_progress: Progress) -> tuple[dict[str, Any], Usage]:
-    """Capture the training split; parts that are committed already, from the same teacher and data, are kept.
+    """Capture the training split. A part that is committed already, from the same teacher and the same part of the
+    data, is kept: after data were added only what is new is captured.
 
     Returns:
         what was made (parts, rows, positions, bytes), and what it used.
@@ -28,7 +30,8 @@ def capture(job: Job, session: Session, workdir: Folder, on_progress: Progress) 
     spec, store = job.capture, workdir / "store"
     facts = DataFacts.load(workdir / "data")
     plan = _plan(job, workdir, facts)
-    done = start(store, plan)
+    data_sha256 = TableReader(workdir / "data" / SPLIT).facts["part_sha256"]
+    done = start(store, plan, data_sha256)
     todo = [part for part in range(plan.parts) if part not in done]
     rows, positions = sum(r.rows for r in done.values()), 0
 
@@ -52,7 +55,7 @@ def capture(job: Job, session: Session, workdir: Folder, on_progress: Progress) 
         usage = map_shards(
             session, lambda: CaptureWorker(task), todo, pool, on_result, fatal=(DistillError,), what="capture"
         ).usage
-    manifest = finish(store, plan)
+    manifest = finish(store, plan, data_sha256)
     made = {name: manifest[name] for name in ("parts", "rows", "tokens", "bytes")}
     moved = Usage(rows=rows, tokens=positions, bytes_written=manifest["bytes"])
     return {**made, "parts_kept": len(done)}, usage + moved
@@ -65,4 +68,5 @@ def _plan(job: Job, workdir: Folder, facts: DataFacts) -> StorePlan:
         codec=make_codec(job.capture.codec, facts),
         teacher=model_digest(teacher),
         outputs=int(read_serving(teacher)[0]["outputs"]),
+        seed=job.capture.seed,
     )

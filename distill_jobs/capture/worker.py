@@ -55,7 +55,14 @@ class CaptureWorker:
             batches = list(self.table.batches(part))
             tokens = sum(_tokens(batch) for batch in batches)
             record = write_part(
-                self.task.store, self.plan, part, batches, self._targets(batches), tokens=tokens, usage=meter.read
+                self.task.store,
+                self.plan,
+                part,
+                batches,
+                self._targets(batches),
+                data_sha256=self.table.facts["part_sha256"][part],
+                tokens=tokens,
+                usage=meter.read,
             )
         return {"rows": record.rows, "tokens": record.tokens, "bytes": record.bytes}
 

@@ -10,7 +10,7 @@ A *row* is one sample: a packed sequence, or one row of a classification table. 
 """
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,7 @@ class PartRecord:
             # A record must never lead the reader out of its own folder.
             name_ok = name is None or (isinstance(name, str) and "/" not in name and name.startswith("part-"))
             whole = isinstance(record.sha256, str) and (name is None) == (record.rows == 0)
+            whole = whole and isinstance(record.usage, dict) and isinstance(record.extra, dict)
             if not (sizes_ok and name_ok and whole):
                 raise TypeError
         except TypeError:
@@ -123,10 +124,11 @@ def read_record(folder: Folder, part: int) -> PartRecord | None:
     return PartRecord.of(folder.read_json(name), f"{folder}/{name}")
 
 
-def committed(folder: Folder, parts: int, inputs: str) -> dict[int, PartRecord]:
+def committed(folder: Folder, parts: int, inputs: str | Sequence[str]) -> dict[int, PartRecord]:
     """The committed parts among ``range(parts)`` that were made from ``inputs``: what a resumed stage may skip.
 
-    A record that can't be read counts as absent: its part is made again.
+    ``inputs`` is one digest for all parts, or one for each. A record that can't be read counts as absent: its part is
+    made again.
     """
     there = set(folder.names(".json"))
     found: dict[int, PartRecord] = {}
@@ -137,7 +139,8 @@ def committed(folder: Folder, parts: int, inputs: str) -> dict[int, PartRecord]:
             record = read_record(folder, part)
         except (DataError, FileError):
             continue
-        fits = record is not None and record.part == part and record.inputs == inputs
+        wanted = inputs if isinstance(inputs, str) else inputs[part]
+        fits = record is not None and record.part == part and record.inputs == wanted
         if record and fits and (record.file is None or folder.exists(record.file)):
             found[part] = record
     return found

@@ -229,6 +229,7 @@ class Capture(Part):
     """The teacher's pass over the training rows by a pool of actors."""
 
     codec: Codec | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
     actors: Positive = 1
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0

@@ -12,12 +12,18 @@ from distill_jobs.store.codecs import Codec, codec_from_plan
 PLAN = "plan.json"
 PARTS = "parts"
 SPLIT = "train"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+MIGRATIONS = {1: "capture again: version 1 has no migration"}
+"""What to do with a store of an older schema version."""
 
 
 @dataclass(frozen=True)
 class StorePlan:
     """The contract between a teacher, its data and whoever trains from the store.
+
+    A part depends on the *contract* (teacher, tokenizer, vocabulary, codec, seed …) and on its own part of the data,
+    not on how many parts there are: a store grows with its data, and a part whose data stay as they were is kept.
 
     Attributes:
         teacher: digest of the teacher's weights.
@@ -28,6 +34,7 @@ class StorePlan:
         parts: number of parts; part N holds the rows of the data's part N in their order.
         positions_per_row: distributions in a row (the sequence length for a language model, else 1).
         facts: the data's facts, as plain values, so that the store can be trained from alone.
+        seed: what the codec's draws start from, together with sample ids and positions.
     """
 
     teacher: str
@@ -38,10 +45,11 @@ class StorePlan:
     parts: int
     positions_per_row: int
     facts: dict[str, Any]
+    seed: int = 0
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
-    def make(cls, facts: DataFacts, codec: Codec, teacher: str, outputs: int) -> Self:
+    def make(cls, facts: DataFacts, codec: Codec, teacher: str, outputs: int, seed: int = 0) -> Self:
         """The plan for the data's training split and a teacher that gives ``outputs`` logits.
 
         Raises:
@@ -61,6 +69,7 @@ class StorePlan:
             parts=facts.splits[SPLIT]["parts"],
             positions_per_row=facts.positions_per_row,
             facts=_plain(facts),
+            seed=seed,
         )
 
     @classmethod
@@ -77,12 +86,7 @@ class StorePlan:
             values = folder.read_json(PLAN)
         except FileError as error:
             raise StoreError(str(error)) from None
-        version = values.get("schema_version") if isinstance(values, dict) else None
-        if isinstance(version, int) and version != SCHEMA_VERSION:
-            raise StoreError(
-                f"{where} has schema version {version}, but this version reads {SCHEMA_VERSION}: read it with the "
-                "version that wrote it, or capture again"
-            )
+        _check_version(values.get("schema_version") if isinstance(values, dict) else None, where)
         try:
             plan = cls(**values)
             plan._check()
@@ -100,8 +104,21 @@ class StorePlan:
 
     @property
     def digest(self) -> str:
-        """Changes when anything in the plan does: parts made under another plan are made again."""
+        """Changes when anything in the plan does: a manifest carries that of its own plan."""
         return digest(asdict(self))
+
+    @property
+    def contract(self) -> str:
+        """Changes when anything does that all parts depend on; the data of single parts are not among it."""
+        return digest({name: getattr(self, name) for name in _CONTRACT})
+
+    def part_inputs(self, data_sha256: str) -> str:
+        """The digest of all that one part is made from: a part with another one is made again.
+
+        Args:
+            data_sha256: SHA-256 of the data's part of the same number; empty where it has no rows or there are no data.
+        """
+        return digest([self.contract, data_sha256])
 
     def make_codec(self) -> Codec:
         return codec_from_plan(self.codec)
@@ -110,7 +127,7 @@ class StorePlan:
         return DataFacts.of(self.facts, "the store's plan")
 
     def _check(self) -> None:
-        sizes = (self.vocabulary["real"], self.vocabulary["padded"], self.positions_per_row, self.parts)
+        sizes = (self.vocabulary["real"], self.vocabulary["padded"], self.positions_per_row, self.parts, self.seed)
         if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 40 for n in sizes):
             raise TypeError
         facts = self.make_facts()
@@ -126,6 +143,9 @@ class StorePlan:
         widest = max(field.width for field in self.make_codec().fields(self.classes).values())
         if widest * self.positions_per_row >= 1 << 31:
             raise TypeError
+
+
+_CONTRACT = ("schema_version", "teacher", "tokenizer_sha", "vocabulary", "codec", "positions_per_row", "seed")
 
 
 def check_student(plan: StorePlan, outputs: int, tokenizer_sha: str | None) -> None:
@@ -165,6 +185,13 @@ def check_teacher(plan: StorePlan, teacher: str, facts: DataFacts) -> None:
             f"the store was made from other data ({plan.data_fingerprint[:12]}, not {facts.fingerprint[:12]}); "
             "capture again"
         )
+
+
+def _check_version(version: Any, where: str) -> None:
+    if not isinstance(version, int) or version == SCHEMA_VERSION:
+        return
+    remedy = "upgrade distill-jobs" if version > SCHEMA_VERSION else MIGRATIONS.get(version, "capture again")
+    raise StoreError(f"{where} has schema version {version}, but this release reads {SCHEMA_VERSION}: {remedy}")
 
 
 def _plain(facts: DataFacts) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import FileError
-from cluster.files import Folder
+from cluster.files import Folder, sha256
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import MANIFEST
@@ -16,7 +16,7 @@ from distill_jobs.errors import DataError, StoreError
 from distill_jobs.store.codecs import Field
 from distill_jobs.store.plan import PARTS, SPLIT, StorePlan
 from distill_jobs.store.signal import TeacherSignal
-from distill_jobs.store.writer import PREFIX, STAYS_IN_DATA, column_type
+from distill_jobs.store.writer import PREFIX, SEAL, STAYS_IN_DATA, column_type, seal
 
 
 class LogitStore:
@@ -47,6 +47,8 @@ class LogitStore:
         """
         plan = StorePlan.load(folder)
         manifest = read_manifest(folder, plan)
+        if sha256(folder / PARTS, MANIFEST) != manifest.get("table_sha256"):
+            raise StoreError(f"{folder}/{PARTS}/{MANIFEST} is not the file that was written; run capture again")
         table = TableReader(folder / PARTS, error=StoreError)
         if table.parts != plan.parts or table.rows != manifest["rows"]:
             raise StoreError(f"{folder}: manifest, plan and parts disagree about rows or parts; capture again")
@@ -107,6 +109,8 @@ def read_manifest(folder: Folder, plan: StorePlan) -> dict[str, Any]:
     names = ("parts", "rows", "tokens", "bytes")
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(name), int) for name in names):
         raise StoreError(f"{folder}/{MANIFEST} is not a valid manifest of a logit store; run capture again")
+    if manifest.get(SEAL) != seal(manifest):
+        raise StoreError(f"{folder}/{MANIFEST} was damaged or edited: its digest doesn't fit it; run capture again")
     if manifest.get("plan") != plan.digest:
         raise StoreError(f"{folder}: the manifest belongs to another plan than the one beside it; run capture again")
     return manifest

@@ -95,7 +95,7 @@ def _records(folder: Folder, plan: StorePlan, manifest: dict[str, Any]) -> Itera
 def _file(parts: Folder, plan: StorePlan, part: int, record: PartRecord, table: TableReader) -> Iterator[str]:
     if record.part != part:
         yield f"the commit record of part {part} speaks of part {record.part}"
-    if record.inputs != plan.digest:
+    if record.inputs != plan.part_inputs(str(record.extra.get("data_sha256", ""))):
         yield f"part {part} was made under another plan"
     if record.file != table.facts["part_files"][part] or record.rows != table.facts["part_rows"][part]:
         yield f"the manifest and the commit record of part {part} disagree about its file or rows"

@@ -1,7 +1,7 @@
 """Writing a logit store: part by part, each committed by its record, and the manifest last."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from cluster.errors import FileError
-from cluster.files import Folder, sha256
+from cluster.files import Folder, digest, sha256
 from cluster.meter import Usage
 from distill_jobs.data.table import MANIFEST, PartRecord, commit_manifest, commit_part, committed
 from distill_jobs.errors import StoreError
@@ -18,17 +18,22 @@ from distill_jobs.store.plan import PARTS, PLAN, StorePlan
 
 PREFIX = "t."
 STAYS_IN_DATA = "pixels"
+SEAL = "digest"
 
 
-def start(folder: Folder, plan: StorePlan) -> dict[int, PartRecord]:
-    """Begin or go on with a store: write the plan, and return the parts that are already committed under it.
+def start(folder: Folder, plan: StorePlan, data_sha256: Sequence[str] | None = None) -> dict[int, PartRecord]:
+    """Begin, go on with or grow a store: write the plan, and return the parts that need not be made.
 
-    A store that was made under another plan loses its manifest here, so that it no longer counts as complete.
+    Those are the committed parts of the same contract whose part of the data has not changed. A store that was made
+    under another plan loses its manifest here, so that it no longer counts as complete.
+
+    Args:
+        data_sha256: SHA-256 of each of the data's parts (``part_sha256`` of their manifest); None without data.
     """
     if not _same_plan(folder, plan):
         folder.remove(MANIFEST)
         plan.save(folder)
-    return committed(folder / PARTS, plan.parts, plan.digest)
+    return committed(folder / PARTS, plan.parts, _inputs(plan, data_sha256))
 
 
 def write_part(
@@ -38,6 +43,7 @@ def write_part(
     source: Iterable[pa.RecordBatch],
     targets: Iterable[dict[str, Tensor]],
     *,
+    data_sha256: str = "",
     tokens: int | None = None,
     usage: Usage | Callable[[], Usage] | None = None,
     extra: dict[str, Any] | None = None,
@@ -47,6 +53,7 @@ def write_part(
     Args:
         source: the record batches of the data's part ``part``, in order.
         targets: for each of them what the codec's ``encode`` gave: [rows · positions_per_row, width] for each field.
+        data_sha256: SHA-256 of the data's part; empty where it has no rows or there are no data.
         tokens: tokens in the part; None counts one a row.
         usage: what making it has used; a function is asked once all batches have been made and written.
 
@@ -63,20 +70,20 @@ def write_part(
         part,
         schema,
         _joined(rows, targets, schema, fields, plan.positions_per_row),
-        inputs=plan.digest,
+        inputs=plan.part_inputs(data_sha256),
         tokens=tokens,
         usage=usage,
-        extra=extra,
+        extra={**(extra or {}), "data_sha256": data_sha256},
     )
 
 
-def finish(folder: Folder, plan: StorePlan) -> dict[str, Any]:
-    """Declare the store complete: write its manifest and return it.
+def finish(folder: Folder, plan: StorePlan, data_sha256: Sequence[str] | None = None) -> dict[str, Any]:
+    """Declare the store complete: write its manifest and return it; ``data_sha256`` as for ``start``.
 
     Raises:
         StoreError: parts are missing.
     """
-    records = committed(folder / PARTS, plan.parts, plan.digest)
+    records = committed(folder / PARTS, plan.parts, _inputs(plan, data_sha256))
     missing = [part for part in range(plan.parts) if part not in records]
     if missing:
         few = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
@@ -87,8 +94,14 @@ def finish(folder: Folder, plan: StorePlan) -> dict[str, Any]:
         "table_sha256": sha256(folder / PARTS, MANIFEST),
         **{name: table[name] for name in ("parts", "rows", "tokens", "bytes")},
     }
+    manifest[SEAL] = seal(manifest)
     folder.write_json(MANIFEST, manifest)
     return manifest
+
+
+def seal(manifest: dict[str, Any]) -> str:
+    """The digest of everything else in a manifest, so that no value changes unnoticed."""
+    return digest({name: value for name, value in manifest.items() if name != SEAL})
 
 
 def contract(plan: StorePlan) -> dict[str, Any]:
@@ -137,6 +150,13 @@ def _column(name: str, field: Field, target: dict[str, Tensor], rows: int, posit
             f"take {field.dtype} [{rows * positions}, {field.width}]"
         )
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), positions * field.width)
+
+
+def _inputs(plan: StorePlan, data_sha256: Sequence[str] | None) -> list[str]:
+    shas = [""] * plan.parts if data_sha256 is None else data_sha256
+    if len(shas) != plan.parts:
+        raise StoreError(f"the plan has {plan.parts} parts, but the data beside it {len(shas)}; prepare the data again")
+    return [plan.part_inputs(sha) for sha in shas]
 
 
 def _same_plan(folder: Folder, plan: StorePlan) -> bool:

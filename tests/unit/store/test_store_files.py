@@ -130,7 +130,10 @@ def test_plans_that_are_refused(tmp_path: Path) -> None:
     assert StorePlan.load(folder) == plan
     good = folder.read_json("plan.json")
     for change, message in [
-        ({"schema_version": 2}, "schema version 2"),
+        ({"schema_version": 1}, "reads 2: capture again"),
+        ({"schema_version": 3}, "reads 2: upgrade distill-jobs"),
+        ({"schema_version": "2"}, "not a valid plan"),
+        ({"seed": -1}, "not a valid plan"),
         ({"codec": {"name": "zip"}}, "does not know"),
         ({"vocabulary": {"real": 9, "padded": 9}}, "not a valid plan"),
         ({"positions_per_row": 1 << 33}, "not a valid plan"),
