@@ -17,6 +17,7 @@ from distill_jobs.data.reader import TableReader, as_array
 from distill_jobs.errors import CaptureError
 from distill_jobs.models.files import load_model
 from distill_jobs.models.place import device_for, place
+from distill_jobs.store.draws import uniforms
 from distill_jobs.store.plan import StorePlan
 from distill_jobs.store.writer import write_part
 
@@ -89,7 +90,8 @@ class CaptureWorker:
         batch = make_batch(some, self.facts).to(self.device)
         logits = self.teacher(**batch.inputs).flatten(0, -2)[:, : self.facts.targets]
         try:
-            encoded = self.codec.encode(logits, batch.labels.flatten())
+            chances = uniforms(self.plan.seed, batch.sample_ids, self.facts.positions_per_row)
+            encoded = self.codec.encode(logits, batch.labels.flatten(), chances)
         except CaptureError as error:
             ids = some["sample_id"]
             raise CaptureError(f"{error} (in the batch of samples {ids[0]} to {ids[-1]})") from None

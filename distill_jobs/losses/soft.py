@@ -17,9 +17,11 @@ from distill_jobs.store.signal import TeacherSignal
 def forward_kl(logits: Tensor, signal: TeacherSignal, temperature: float) -> Tensor:
     """KL(teacher_T ‖ student_T) at each position (Hinton et al. 2015), without the factor T².
 
-    Where the signal has a tail, the tail is one bucket on both sides: Σ_head t·log(t/s) + t_tail·log(t_tail/s_tail),
+    Where the signal has draws they stand for the tail: Σ_head t·log(t/s) + Σ_tail t·log t - Σ_draws w·log s, with the
+    weights w of ``TeacherSignal.draws_at``. Unbiased at T = 1, of value and gradient; a single position may come out
+    below 0. Where there are none the tail is one bucket on both sides: Σ_head t·log(t/s) + t_tail·log(t_tail/s_tail),
     with s_tail the student's whole mass outside the head. That is a lower bound of the full KL, 0 only where head and
-    tail mass agree; the head is never renormalised.
+    tail mass agree. A head is never renormalised.
 
     Args:
         logits: [N, V'] with V' ≥ V; columns beyond the teacher's classes are padding and take no part.
@@ -37,6 +39,11 @@ def forward_kl(logits: Tensor, signal: TeacherSignal, temperature: float) -> Ten
     if signal.head_ids is None:
         student = torch.log_softmax(logits / temperature, dim=-1)
         return _cross(head, head - student).sum(dim=-1)
+    if signal.draw_ids is not None:
+        ids = torch.cat([signal.head_ids, signal.draw_ids], dim=1)
+        target = torch.cat([head, signal.draws_at(temperature).to(head.dtype)], dim=1)
+        crossed: Tensor = _CrossEntropy.apply(logits, ids, target, temperature)  # type: ignore[no-untyped-call]
+        return crossed - signal.entropy_at(temperature)
     if tail is None:
         tail = torch.full_like(head[:, 0], -torch.inf)
     kl: Tensor = _SparseKL.apply(logits, signal.head_ids, head, tail.to(logits.dtype), temperature)  # type: ignore[no-untyped-call]
@@ -51,6 +58,39 @@ def real_classes(logits: Tensor, classes: int) -> Tensor:
             "with the teacher's classes or vocabulary"
         )
     return logits[:, :classes]
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """-Σ_i t_i·log s_i over few classes ``ids`` [N, E], which may repeat, with Σ t = 1 a row; ``target`` holds log t.
+
+    d / d z_v = s_v - t_v. Keeps nothing of size [N, V] but the logits and their gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, target: Tensor, temperature: float) -> Tensor:
+        total = torch.empty_like(target[:, 0])
+
+        def log_masses(rows: slice) -> None:
+            total[rows] = torch.logsumexp(logits[rows] / temperature, dim=-1)
+
+        by_blocks(log_masses, logits)
+        ctx.save_for_backward(logits, ids, target, total)
+        ctx.temperature = temperature
+        return _cross(target, total[:, None] - logits.gather(1, ids) / temperature).sum(dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, ids, target, total = ctx.saved_tensors
+        scale = (upstream[0] / ctx.temperature)[:, None]
+        gradient = torch.empty_like(logits)
+        # Of a target that adds up to 1 - ε the gradient still adds up to 0, as that of a KL does.
+        mass = target.exp().sum(dim=-1, keepdim=True) * scale
+
+        def softmax(rows: slice) -> None:
+            torch.div(logits[rows], ctx.temperature, out=gradient[rows]).sub_(total[rows, None]).exp_().mul_(mass[rows])
+
+        by_blocks(softmax, logits)
+        return gradient.scatter_add_(1, ids, -target.exp() * scale), None, None, None
 
 
 class _SparseKL(torch.autograd.Function):

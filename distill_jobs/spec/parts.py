@@ -217,16 +217,31 @@ class TopK(Part):
     k: Positive = 64
 
 
+class Sampled(Part):
+    """Draws from the teacher with their counts: unbiased, of few bytes."""
+
+    draws: Annotated[int, Field(gt=0, le=255)] = 64
+
+
+class Hybrid(Part):
+    """The likeliest classes exactly, then draws that stand for the rest."""
+
+    head: Positive = 48
+    draws: Positive = 16
+
+
 class Codec(OneOf):
-    """How the teacher's distribution is stored."""
+    """How the teacher's distribution is stored; by default ``hybrid``, for up to 4,096 classes ``dense``."""
 
     what: ClassVar[str] = "codec"
     dense: Dense | None = None
     topk: TopK | None = None
+    sampled: Sampled | None = None
+    hybrid: Hybrid | None = None
 
 
 class Capture(Part):
-    """The teacher's pass over the training rows by a pool of actors."""
+    """The teacher's pass over the training rows by a pool of actors. ``seed`` fixes what codecs with draws draw."""
 
     codec: Codec | None = None
     seed: Annotated[int, Field(ge=0)] = 0

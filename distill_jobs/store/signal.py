@@ -1,6 +1,6 @@
 """The teacher's signal: what a loss may ask of the teacher, wherever and however it was stored.
 
-Shapes: N positions, K head entries, M tail nodes.
+Shapes: N positions, V classes, K head entries, M tail nodes, D draws.
 """
 
 from dataclasses import dataclass, replace
@@ -9,27 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TAIL_BETAS = (0.1, 0.2, 0.4, 0.8, 1.0, 1.6, 2.0)
-"""The inverse temperatures at which a tail's log-partition is stored: they span T from 10 down to 0.5."""
-
-NO_TAIL = -1e30
-"""Stored in place of minus infinity where a tail holds no mass at all."""
-
-_NODES = torch.tensor(TAIL_BETAS, dtype=torch.float64)
+from distill_jobs.store import tail
 
 
 @dataclass(frozen=True)
 class TeacherSignal:
     """What the teacher said at N positions, right at any temperature in [0.5, 10].
 
+    The *head* is exact. What lies outside it is the *tail*: its mass is known at any T, and where there are draws they
+    stand for its classes.
+
     Attributes:
         head_ids: [N, K] int64, the classes of the head, no class twice; None when the head is every class in order.
+            K may be 0.
         head_logprob: [N, K] float32, their log-probabilities at T = 1.
-        tail_nodes: [N, M] float32, log Σ_tail p^β at each of ``TAIL_BETAS``; None when there is no tail.
+        tail_nodes: [N, M] float32, log Σ_tail p^β at each of ``tail.TAIL_BETAS``; None when there is no tail.
         gold_logprob: [N] float32, log-probability of the right class (0 where there is none).
         gold_rank: [N] int64, classes that are likelier than the right one (-1 where there is none).
         entropy: [N] float32, of the whole distribution at T = 1, in nats.
         classes: number of classes that the teacher told apart.
+        top1_ids: [N] int64, the likeliest class, where it is known without a search.
+        top1_logprob: [N] float32, its log-probability, given where there is no head.
+        draw_ids: [N, D] int64, classes drawn from the tail with probability p, with repeats; None without draws.
+        draw_logprob: [N, D] float32, their log-probabilities at T = 1.
+        draw_counts: [N, D] float32, how often each was drawn (0 marks an unused place); None when each was drawn once.
     """
 
     head_ids: Tensor | None
@@ -39,6 +42,11 @@ class TeacherSignal:
     gold_rank: Tensor
     entropy: Tensor
     classes: int
+    top1_ids: Tensor | None = None
+    top1_logprob: Tensor | None = None
+    draw_ids: Tensor | None = None
+    draw_logprob: Tensor | None = None
+    draw_counts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.head_logprob)
@@ -46,6 +54,8 @@ class TeacherSignal:
     @property
     def top1(self) -> Tensor:
         """[N] int64, the teacher's likeliest class."""
+        if self.top1_ids is not None:
+            return self.top1_ids
         best = self.head_logprob.argmax(dim=-1)
         return best if self.head_ids is None else self.head_ids.gather(1, best[:, None]).squeeze(1)
 
@@ -56,18 +66,66 @@ class TeacherSignal:
             head log-probabilities [N, K] and the log of the tail's whole mass [N] (None when there is no tail). Both
             together are normalised; a head alone is never renormalised.
         """
-        beta = 1.0 / temperature
-        head = self.head_logprob * beta
+        head = self.head_logprob * (1.0 / temperature)
         if self.tail_nodes is None:
             return torch.log_softmax(head, dim=-1), None
-        tail = self.tail_at(temperature)
-        total = torch.logaddexp(torch.logsumexp(head, dim=-1), tail)
-        return head - total[:, None], tail - total
+        rest = self.tail_at(temperature)
+        total = torch.logaddexp(torch.logsumexp(head, dim=-1), rest)
+        return head - total[:, None], rest - total
 
     def tail_at(self, temperature: float) -> Tensor:
         """[N], log Σ_tail p^(1/T): at T = 1 the log of the tail's mass. Only where there is a tail."""
         assert self.tail_nodes is not None
-        return tail_log_partition(self.tail_nodes, 1.0 / temperature)
+        return tail.log_partition(self.tail_nodes, 1.0 / temperature)
+
+    def draws_at(self, temperature: float) -> Tensor:
+        """[N, D], log of what each draw stands for: together the tail's whole mass at T. Only where there are draws.
+
+        A class was drawn with probability p, but the target at T wants p^(1/T): each draw weighs p^(1/T)/p, normalised
+        over the draws of its position. At T = 1 all weigh the same, and the sum over them of any function of the
+        classes is unbiased (Anshumann et al. 2025, "Sparse Logit Sampling"); at other T it is consistent.
+        """
+        assert self.draw_logprob is not None
+        _, mass = self.at(temperature)
+        assert mass is not None
+        weight = self.draw_logprob * (1.0 / temperature - 1.0)
+        if self.draw_counts is not None:
+            weight = weight + self.draw_counts.log()
+        shares = torch.log_softmax(weight, dim=-1).nan_to_num(nan=-torch.inf)
+        return shares + mass[:, None]
+
+    def entropy_at(self, temperature: float) -> Tensor:
+        """[N], entropy of the softened distribution in nats: exact at T = 1 and without a tail, else interpolated."""
+        if temperature == 1.0:
+            return self.entropy
+        head, mass = self.at(temperature)
+        entropy = _cross(head, -head).sum(dim=-1)
+        if mass is None:
+            return entropy
+        assert self.tail_nodes is not None
+        beta = 1.0 / temperature
+        # Σ_tail t·log t with log t = β·log p - log Z, and f'(β) the tail's own mean of log p.
+        log_z = torch.where(torch.isinf(mass), torch.zeros_like(mass), self.tail_at(temperature) - mass)
+        inside = beta * tail.mean_logprob(self.tail_nodes, beta) - log_z
+        return (entropy - _cross(mass, inside)).clamp(min=0.0)
+
+    def expand(self, temperature: float, student_logprob: Tensor | None = None) -> Tensor:
+        """The target at T over all classes, [N, V]: what the forward KL's gradient pulls the student towards.
+
+        Where a tail has no draws its mass lies as the student spreads its own tail, so that only the sum of it is
+        pulled on; that needs ``student_logprob`` [N, V] at T.
+        """
+        head, mass = self.at(temperature)
+        if self.head_ids is None:
+            return head.exp()
+        target = torch.zeros(len(self), self.classes, dtype=head.dtype, device=head.device)
+        if self.draw_ids is not None:
+            target.scatter_add_(1, self.draw_ids, self.draws_at(temperature).exp())
+        elif mass is not None:
+            assert student_logprob is not None, "a tail without draws needs the student"
+            own = student_logprob.scatter(1, self.head_ids, -torch.inf)
+            target = (torch.log_softmax(own, dim=-1).nan_to_num(nan=-torch.inf) + mass[:, None]).exp().to(head.dtype)
+        return target.scatter_(1, self.head_ids, head.exp())
 
     def to(self, device: torch.device | str) -> "TeacherSignal":
         """The same signal on another device."""
@@ -77,39 +135,7 @@ class TeacherSignal:
         return replace(self, **moved)
 
 
-def tail_log_partition(nodes: Tensor, beta: float) -> Tensor:
-    """log Σ_tail p^β at any β in [0.1, 2], from its values [N, M] at ``TAIL_BETAS``: [N], -inf for an empty tail.
-
-    The polynomial through all nodes (Lagrange), kept between the bounds that convexity gives: log Σ exp(β·ℓ) is convex
-    in β, so it lies under the chord of its interval and above its neighbours' chords drawn on into the interval. On
-    smooth tails the polynomial rules; on tails with a wide gap inside, where it would swing, the bounds do.
-
-    Raises:
-        ValueError: β lies outside the nodes.
-    """
-    low, high = TAIL_BETAS[0], TAIL_BETAS[-1]
-    if not low - 1e-9 <= beta <= high + 1e-9:
-        raise ValueError(f"temperature {1 / beta:g} lies outside [{1 / high:g}, {1 / low:g}]")
-    right = next((i for i, node in enumerate(TAIL_BETAS) if i > 0 and beta <= node), len(TAIL_BETAS) - 1)
-
-    def chord(left: int) -> Tensor:
-        share = (beta - TAIL_BETAS[left]) / (TAIL_BETAS[left + 1] - TAIL_BETAS[left])
-        return torch.lerp(nodes[:, left], nodes[:, left + 1], share)
-
-    # In float64 the weights (up to about 10, of both signs) cost no digits of the stored float32.
-    weights = torch.tensor(_lagrange(beta), dtype=torch.float64, device=nodes.device)
-    value = (nodes.double() @ weights).to(nodes.dtype)
-    value = torch.minimum(value, chord(right - 1))
-    if right >= 2:
-        value = torch.maximum(value, chord(right - 2))
-    if right < len(TAIL_BETAS) - 1:
-        value = torch.maximum(value, chord(right))
-    return value.masked_fill(nodes.amin(dim=-1) <= NO_TAIL / 10, -torch.inf)
-
-
-def _lagrange(beta: float) -> list[float]:
-    weights = []
-    for j in range(len(TAIL_BETAS)):
-        others = torch.cat([_NODES[:j], _NODES[j + 1 :]])
-        weights.append(float(((beta - others) / (_NODES[j] - others)).prod()))
-    return weights
+def _cross(log_weight: Tensor, value: Tensor) -> Tensor:
+    """exp(log_weight)·value, and 0 where the weight is 0 even if the value is not finite."""
+    weight = log_weight.exp()
+    return torch.where(weight > 0, weight * value, torch.zeros((), dtype=value.dtype, device=value.device))

@@ -5,13 +5,20 @@ from typing import TYPE_CHECKING, Any
 from distill_jobs.errors import StoreError
 from distill_jobs.store.codecs.base import Codec, Field, bytes_per_position
 from distill_jobs.store.codecs.dense import DenseCodec
+from distill_jobs.store.codecs.hybrid import HybridCodec
+from distill_jobs.store.codecs.sampled import SampledCodec
 from distill_jobs.store.codecs.topk import TopKCodec
 
 if TYPE_CHECKING:
     from distill_jobs.data.facts import DataFacts
     from distill_jobs.spec import parts as spec
 
-CODECS: dict[str, type[Codec]] = {"dense": DenseCodec, "topk": TopKCodec}
+CODECS: dict[str, type[Codec]] = {
+    "dense": DenseCodec,
+    "topk": TopKCodec,
+    "sampled": SampledCodec,
+    "hybrid": HybridCodec,
+}
 
 DENSE_UP_TO = 4096
 
@@ -19,10 +26,10 @@ __all__ = ["CODECS", "Codec", "Field", "bytes_per_position", "codec_from_plan", 
 
 
 def make_codec(codec: "spec.Codec | None", facts: "DataFacts") -> Codec:
-    """The codec of the spec; without one, ``dense`` for up to 4,096 targets and ``topk`` with k = 64 above."""
+    """The codec of the spec; without one, ``dense`` for up to 4,096 targets and ``hybrid`` above."""
     if codec is not None:
         return CODECS[codec.kind](**codec.chosen.model_dump())
-    return DenseCodec() if facts.targets <= DENSE_UP_TO else TopKCodec()
+    return DenseCodec() if facts.targets <= DENSE_UP_TO else HybridCodec()
 
 
 def codec_from_plan(values: Any) -> Codec:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from distill_jobs.errors import CaptureError
 from distill_jobs.store.signal import TeacherSignal
+
+Columns = dict[str, Tensor]
 
 FLOOR = -60_000.0
 """The least log-probability that is stored: near fp16's least finite value, and exp(FLOOR / T) is 0 at every T."""
@@ -20,14 +20,10 @@ FLOOR = -60_000.0
 
 @dataclass(frozen=True)
 class Field:
-    """One column of a codec: ``width`` values of ``dtype`` (a numpy name) for each position.
-
-    ``below``, where given, is a bound that every value has to stay under: readers refuse what doesn't.
-    """
+    """One column of a codec: ``width`` values of ``dtype`` (a numpy name) for each position."""
 
     dtype: str
     width: int
-    below: int | None = None
 
     @property
     def bytes(self) -> int:
@@ -46,12 +42,13 @@ class Codec(Protocol):
     def fields(self, classes: int) -> dict[str, Field]:
         """The columns, by name."""
 
-    def encode(self, logits: Tensor, gold: Tensor) -> dict[str, Tensor]:
+    def encode(self, logits: Tensor, gold: Tensor, uniforms: Tensor | None = None) -> Columns:
         """Encode on the device of ``logits``.
 
         Args:
             logits: [N, V] of any float type, real classes only (no padding columns).
             gold: [N] int64, the right class; negative where there is none.
+            uniforms: [N] float64 in [0, 1), from ``store.draws``: what a codec with draws takes its chances from.
 
         Returns:
             [N, width] for each field.
@@ -60,52 +57,17 @@ class Codec(Protocol):
             CaptureError: a row holds NaN or +inf, or nothing but -inf.
         """
 
-    def decode(self, columns: dict[str, Tensor], classes: int) -> TeacherSignal:
+    def decode(self, columns: Columns, classes: int) -> TeacherSignal:
         """The signal from [N, width] tensors, on whatever device they are."""
+
+    def check(self, columns: Columns, classes: int) -> None:
+        """Refuse values that no encoder writes and that would lead a loss astray: ids that are no class, no numbers.
+
+        Raises:
+            StoreError: naming the field.
+        """
 
 
 def bytes_per_position(codec: Codec, classes: int) -> int:
     """Stored bytes of one position's soft target and statistics."""
     return sum(field.bytes for field in codec.fields(classes).values())
-
-
-def id_type(classes: int) -> str:
-    """The narrowest unsigned type that holds every class id."""
-    return "uint16" if classes <= 1 << 16 else "uint32"
-
-
-def rank_type(classes: int) -> str:
-    """The narrowest unsigned type for a gold rank; its largest value says that there is no gold class."""
-    return "uint16" if classes < 1 << 16 else "uint32"
-
-
-def statistics(classes: int) -> dict[str, Field]:
-    """The columns that every codec has beside the distribution itself."""
-    return {
-        "gold_logprob": Field("float32", 1),
-        "gold_rank": Field(rank_type(classes), 1),
-        "entropy": Field("float32", 1),
-    }
-
-
-def encode_rank(rank: Tensor, has_gold: Tensor, classes: int) -> Tensor:
-    """[N] ranks to their stored form [N, 1]."""
-    none = np.iinfo(rank_type(classes)).max
-    return torch.where(has_gold, rank, none).to(getattr(torch, rank_type(classes)))[:, None]
-
-
-def decode_rank(stored: Tensor, classes: int) -> Tensor:
-    """The stored form [N, 1] to [N] int64 ranks, -1 where there is no gold class."""
-    rank = stored[:, 0].long()
-    return rank.masked_fill(rank == np.iinfo(rank_type(classes)).max, -1)
-
-
-def refuse_broken(largest: Tensor) -> None:
-    """Raise CaptureError unless the largest logit [N] of every row is finite (a NaN counts as largest)."""
-    broken = (~torch.isfinite(largest)).nonzero().flatten().tolist()
-    if broken:
-        few = ", ".join(map(str, broken[:8])) + (", ..." if len(broken) > 8 else "")
-        raise CaptureError(
-            f"the teacher's logits are not finite (NaN, +inf, or nothing but -inf) at {len(broken)} of {len(largest)} "
-            f"positions: {few}; check the teacher's weights, or capture in fp32"
-        )
