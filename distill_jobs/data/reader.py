@@ -1,7 +1,9 @@
-"""Rows of a table by their numbers: memory-mapped, opened lazily, never the whole table in memory."""
+"""Rows of a table by their numbers: mapped files, opened lazily, never the whole table in memory."""
 
+import hashlib
+import mmap
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,32 +11,55 @@ import pyarrow as pa
 
 from cluster.errors import FileError
 from cluster.files import Folder
+from distill_jobs.data.cache import PartCache, Wanted
+from distill_jobs.data.flat import Damage
+from distill_jobs.data.part_file import Layout, Part, learn, map_file
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.errors import DataError, DistillError
 
-_CACHED_BATCHES = 256
-_OPEN_PARTS = 64
+_MAPPED_PARTS = 256
+_LAYOUT_BYTES = 128 << 20
 
 
 class TableReader:
     """A complete table. Rows are numbered 0 … ``rows``-1 through all its parts in order.
 
     Reading runs no code from the file, and whatever is wrong with a file comes out as ``error`` with one sentence.
+    The first time a part is opened its SHA-256 is compared with the manifest's.
 
     Attributes:
         facts: the manifest as it was written.
         rows: rows in the table.
+        inspect: called with a part's number the first time it is opened, before any of its rows are given out.
     """
 
-    def __init__(self, folder: Folder, error: type[DistillError] = DataError) -> None:
-        self.folder, self._error = folder, error
+    def __init__(
+        self,
+        folder: Folder,
+        error: type[DistillError] = DataError,
+        *,
+        cache: PartCache | None = None,
+        verify: bool = True,
+    ) -> None:
+        """Open a table.
+
+        Args:
+            cache: where parts of a table in an object store are kept; None takes the machine's common one.
+            verify: False trusts the files: neither their SHA-256 nor ``inspect`` is asked.
+        """
+        self.folder, self.verify, self._error = folder, verify, error
         self.facts = self._manifest()
         self._part_rows = np.asarray(self.facts["part_rows"], dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self._part_rows)])
         self.rows = int(self._starts[-1])
+        self.inspect: Callable[[int], None] | None = None
         self._rows_per_batch = int(self.facts["rows_per_batch"])
-        self._files: OrderedDict[int, pa.RecordBatchFileReader] = OrderedDict()
-        self._batches: OrderedDict[tuple[int, int], _Columns] = OrderedDict()
+        self._cache = None if folder.is_local else cache or PartCache()
+        self._parts: OrderedDict[int, Part] = OrderedDict()
+        self._layouts: OrderedDict[int, Layout] = OrderedDict()
+        self._layout_bytes = 0
+        self._seen = np.zeros(len(self._part_rows), dtype=bool)
+        self._schema: pa.Schema | None = None
 
     @property
     def parts(self) -> int:
@@ -42,12 +67,24 @@ class TableReader:
         return len(self._part_rows)
 
     @property
+    def part_rows(self) -> np.ndarray:
+        """Rows of each part, [parts] int64."""
+        return self._part_rows
+
+    @property
     def schema(self) -> pa.Schema:
         """The schema of the first part that has rows; StoreError or DataError when none has."""
-        filled = np.flatnonzero(self._part_rows)
-        if not len(filled):
-            raise self._error(f"{self.folder} holds no rows")
-        return self._open(int(filled[0])).schema
+        if self._schema is None:
+            filled = np.flatnonzero(self._part_rows)
+            if not len(filled):
+                raise self._error(f"{self.folder} holds no rows")
+            part = int(filled[0])
+            try:
+                # Its footer alone is read: a remote part isn't fetched, and a local one not hashed, for this.
+                self._schema = pa.ipc.open_file(self.folder.open(self.facts["part_files"][part])).schema
+            except (FileError, pa.ArrowException, OSError, ValueError) as error:
+                raise self._broken(part, _flat(error)) from None
+        return self._schema
 
     def part_of(self, index: int) -> int:
         """The part in which global row ``index`` lies."""
@@ -59,8 +96,22 @@ class TableReader:
         """The global row numbers of a part."""
         return range(int(self._starts[part]), int(self._starts[part + 1]))
 
+    def rows_of(self, sample_ids: np.ndarray) -> np.ndarray:
+        """The global row numbers [n] of sample ids [n]; raises when the table has no such sample."""
+        ids = np.asarray(sample_ids, dtype=np.int64)
+        # The same as ``table.where`` of each.
+        part, row = ids >> 32, ids & 0xFFFFFFFF
+        there = (part >= 0) & (part < self.parts)
+        there[there] &= row[there] < self._part_rows[part[there]]
+        if not there.all():
+            raise self._error(f"{self.folder} has no sample {int(ids[~there][0])}")
+        return np.asarray(self._starts[part] + row)
+
     def take(self, indices: np.ndarray, columns: list[str] | None = None) -> dict[str, np.ndarray]:
         """The rows ``indices`` (any order, repeats allowed), as one array for each column.
+
+        Rows that lie behind one another in one record batch (so any single row) come as views of the mapped file;
+        what is written into such a view never reaches the file.
 
         Args:
             indices: [n] global row numbers.
@@ -72,74 +123,134 @@ class TableReader:
         indices = np.asarray(indices, dtype=np.int64)
         if len(indices) and (indices.min() < 0 or indices.max() >= self.rows):
             raise IndexError(f"rows {indices.min()}…{indices.max()} of {self.rows} in {self.folder}")
+        names = self._names(columns)
         if not len(indices):
-            return _empty(self.schema, columns)
+            return {name: self._room(name, 0) for name in names}
         part = np.searchsorted(self._starts, indices, side="right") - 1
         within = indices - self._starts[part]
-        batch, row = np.divmod(within, self._rows_per_batch)
-        order = np.lexsort((batch, part))
-        keys = np.stack([part[order], batch[order]], axis=1)
-        groups = np.split(order, np.flatnonzero(np.any(keys[1:] != keys[:-1], axis=1)) + 1)
-        taken: dict[str, np.ndarray] = {}
-        for group in groups:
-            held = self._batch(int(part[group[0]]), int(batch[group[0]]))
-            for name in held.names if columns is None else columns:
-                values = held.array(name)
-                if name not in taken:
-                    taken[name] = np.empty((len(indices), *values.shape[1:]), dtype=values.dtype)
-                self._put(taken[name], group, values, row[group], name)
+        first = int(part[0])
+        if (part == first).all():
+            return self._from_one(first, within, names)
+        taken = {name: self._room(name, len(indices)) for name in names}
+        order = np.argsort(part, kind="stable")
+        for to in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
+            self._copy(int(part[to[0]]), within[to], taken, to)
         return taken
 
     def batches(self, part: int) -> Iterator[pa.RecordBatch]:
         """The record batches of one part in order; none for a part without rows."""
         rows = int(self._part_rows[part])
-        for number in range(-(-rows // self._rows_per_batch)):
-            yield self._read(part, number)
+        if not rows:
+            return
+        held = self._part(part)
+        try:
+            reader = pa.ipc.open_file(pa.py_buffer(held.mapped))
+            for number in range(-(-rows // self._rows_per_batch)):
+                batch = reader.get_batch(number)
+                batch.validate(full=True)
+                yield batch
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise self._broken(part, _flat(error)) from None
 
-    def _put(self, out: np.ndarray, group: np.ndarray, values: np.ndarray, rows: np.ndarray, name: str) -> None:
-        if values.shape[1:] != out.shape[1:] or values.dtype != out.dtype:
-            raise self._error(f"{self.folder}: column {name} has one type in one part and another in the next")
-        out[group] = values[rows]
+    def wanted(self, parts: list[int]) -> list[Wanted]:
+        """The files of those of ``parts`` that have rows, as a cache takes them."""
+        files, sums = self.facts["part_files"], self.facts["part_sha256"]
+        return [Wanted(self.folder, files[part], sums[part]) for part in parts if files[part] is not None]
 
-    def _batch(self, part: int, number: int) -> "_Columns":
-        key = (part, number)
-        held = self._batches.get(key)
+    def prefetch(self, parts: list[int], spare: list[int]) -> None:
+        """Have parts of a remote table fetched ahead, without giving up the parts ``spare``; else do nothing."""
+        if self._cache is not None:
+            self._cache.prefetch(self.wanted(parts), self.wanted(spare))
+
+    def _from_one(self, number: int, rows: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+        part = self._part(number)
+        taken: dict[str, np.ndarray] = {}
+        for name in names:
+            view = part.view(name, rows)
+            taken[name] = self._room(name, len(rows)) if view is None else view
+        left = {name: values for name, values in taken.items() if values.base is None}
+        self._copy(number, rows, left, np.arange(len(rows)))
+        return taken
+
+    def _copy(self, number: int, rows: np.ndarray, taken: dict[str, np.ndarray], to: np.ndarray) -> None:
+        part = self._part(number)
+        for name, out in taken.items():
+            if out.dtype == object:
+                try:
+                    out[to] = part.texts(name, rows)
+                except Damage as damage:
+                    raise self._broken(number, str(damage)) from None
+            else:
+                part.take(name, rows, out, to)
+
+    def _names(self, columns: list[str] | None) -> list[str]:
+        names = list(self.schema.names)
+        missing = [name for name in columns or () if name not in names]
+        if missing:
+            raise self._error(f"{self.folder} has no column {missing[0]}; it has {', '.join(names)}")
+        return names if columns is None else columns
+
+    def _room(self, name: str, rows: int) -> np.ndarray:
+        kind = self.schema.field(name).type
+        if pa.types.is_fixed_size_list(kind):
+            return np.empty((rows, kind.list_size), dtype=kind.value_type.to_pandas_dtype())
+        return np.empty(rows, dtype=kind.to_pandas_dtype())
+
+    def _part(self, number: int) -> Part:
+        held = self._parts.get(number)
+        if held is not None:
+            self._parts.move_to_end(number)
+            return held
+        try:
+            mapped = self._map(number)
+            fresh = self.verify and not self._seen[number]
+            if fresh and hashlib.sha256(mapped).hexdigest() != self.facts["part_sha256"][number]:
+                raise Damage("its SHA-256 is not the one in the manifest")
+            part = Part(mapped, self._layout(number, mapped))
+        except (Damage, FileError, OSError, ValueError) as error:
+            raise self._broken(number, _flat(error)) from None
+        self._hold(number, part)
+        return part
+
+    def _hold(self, number: int, part: Part) -> None:
+        if self._cache is not None:
+            # A mapped file that the cache has given up would still take its room on the disk.
+            for other in [n for n in self._parts if not self._cache.has(self.wanted([n])[0])]:
+                del self._parts[other]
+        self._parts[number] = part
+        if len(self._parts) > _MAPPED_PARTS:
+            self._parts.popitem(last=False)
+        if self._seen[number]:
+            return
+        self._seen[number] = True
+        if self.verify and self.inspect is not None:
+            try:
+                self.inspect(number)
+            except BaseException:
+                self._seen[number] = False
+                self._parts.pop(number, None)
+                raise
+
+    def _map(self, number: int) -> mmap.mmap:
+        name = self.facts["part_files"][number]
+        if self._cache is not None:
+            return self._cache.map(self.wanted([number])[0])
+        return map_file(self.folder.path(name))
+
+    def _layout(self, number: int, mapped: mmap.mmap) -> Layout:
+        held = self._layouts.get(number)
         if held is None:
-            held = self._batches[key] = _Columns(self._read(part, number), f"{self.folder}", self._error)
-            if len(self._batches) > _CACHED_BATCHES:
-                self._batches.popitem(last=False)
-        else:
-            self._batches.move_to_end(key)
+            held = self._layouts[number] = learn(mapped, int(self._part_rows[number]), self._rows_per_batch)
+            self._layout_bytes += held.nbytes
+            while self._layout_bytes > _LAYOUT_BYTES and len(self._layouts) > 1:
+                self._layout_bytes -= self._layouts.popitem(last=False)[1].nbytes
+        self._layouts.move_to_end(number)
+        if not held.schema.equals(self.schema):
+            raise Damage("its columns are not those of the parts before it")
         return held
 
-    def _read(self, part: int, number: int) -> pa.RecordBatch:
-        expected = min(self._rows_per_batch, int(self._part_rows[part]) - number * self._rows_per_batch)
-        where = f"{self.folder}/{self.facts['part_files'][part]}"
-        try:
-            batch = self._open(part).get_batch(number)
-            batch.validate(full=True)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise self._error(f"{where} is damaged (record batch {number}: {_flat(error)}); make it again") from None
-        if batch.num_rows != expected:
-            raise self._error(f"{where} is damaged: {batch.num_rows} rows in record batch {number}, not {expected}")
-        return batch
-
-    def _open(self, part: int) -> pa.RecordBatchFileReader:
-        if part in self._files:
-            self._files.move_to_end(part)
-            return self._files[part]
-        name, rows = self.facts["part_files"][part], int(self._part_rows[part])
-        where = f"{self.folder}/{name}"
-        try:
-            reader = pa.ipc.open_file(self.folder.open(name))
-        except (FileError, pa.ArrowException, OSError, ValueError) as error:
-            raise self._error(f"can't read part {part} of {self.folder} ({_flat(error)}); make it again") from None
-        if reader.num_record_batches != -(-rows // self._rows_per_batch):
-            raise self._error(f"{where} is damaged: its record batches don't add up to the {rows} rows promised")
-        self._files[part] = reader
-        if len(self._files) > _OPEN_PARTS:
-            self._files.popitem(last=False)
-        return reader
+    def _broken(self, part: int, what: str) -> DistillError:
+        return self._error(f"can't read part {part} of {self.folder} ({what}); make it again")
 
     def _manifest(self) -> dict[str, Any]:
         if not self.folder.exists(MANIFEST):
@@ -149,33 +260,10 @@ class TableReader:
         except FileError as error:
             raise self._error(str(error)) from None
         try:
-            rows, files, size = facts["part_rows"], facts["part_files"], facts["rows_per_batch"]
-            whole = all(_count(n) for n in rows) and _count(size) and size > 0 and len(rows) == len(files)
-            safe = all(f is None or (f.startswith("part-") and "/" not in f) for f in files)
-            if not whole or not safe or any((f is None) != (n == 0) for f, n in zip(files, rows, strict=True)):
-                raise TypeError
+            _check(facts)
         except (TypeError, KeyError, AttributeError):
             raise self._error(f"{self.folder}/{MANIFEST} is not a valid manifest; make the table again") from None
         return dict(facts)
-
-
-class _Columns:
-    """One record batch, its columns turned into arrays when they are asked for."""
-
-    def __init__(self, batch: pa.RecordBatch, where: str, error: type[DistillError]) -> None:
-        self._batch, self._where, self._error = batch, where, error
-        self._arrays: dict[str, np.ndarray] = {}
-        self.names: list[str] = batch.schema.names
-
-    def array(self, name: str) -> np.ndarray:
-        if name not in self._arrays:
-            if name not in self.names:
-                raise self._error(f"{self._where} has no column {name}; it has {', '.join(self.names)}")
-            column = self._batch.column(name)
-            if column.null_count:
-                raise self._error(f"{self._where} is damaged: column {name} has nulls")
-            self._arrays[name] = as_array(column)
-        return self._arrays[name]
 
 
 def as_array(column: pa.Array) -> np.ndarray:
@@ -186,13 +274,19 @@ def as_array(column: pa.Array) -> np.ndarray:
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
-def _empty(schema: pa.Schema, columns: list[str] | None) -> dict[str, np.ndarray]:
-    names = schema.names if columns is None else columns
-    return {name: as_array(pa.array([], schema.field(name).type)) for name in names}
+def _check(facts: Any) -> None:
+    """Raise TypeError, KeyError or AttributeError unless all that the reader builds on is as it should be."""
+    rows, files, sums, size = (facts[name] for name in ("part_rows", "part_files", "part_sha256", "rows_per_batch"))
+    # A row's number within its part has 32 bits (``sample_id``).
+    whole = all(_count(n) for n in rows) and _count(size) and size > 0 and len(rows) == len(files) == len(sums)
+    safe = all(f is None or (f.startswith("part-") and "/" not in f and "\0" not in f) for f in files)
+    told = all(isinstance(s, str) for s in sums)
+    if not (whole and safe and told) or any((f is None) != (n == 0) for f, n in zip(files, rows, strict=True)):
+        raise TypeError
 
 
 def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32
 
 
 def _flat(error: BaseException) -> str:

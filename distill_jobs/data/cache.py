@@ -1,0 +1,173 @@
+"""Parts of a table in an object store, fetched whole into a local folder of bounded size.
+
+The folder is shared: every process of a machine that reads the same parts finds what another has fetched, and waits
+for it instead of fetching it again. A file stands there under its name only when it is whole. When room is needed the
+files used longest ago go; whoever still has one mapped keeps it until it lets go.
+"""
+
+import fcntl
+import getpass
+import hashlib
+import mmap
+import os
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import FileError
+from cluster.files import Folder
+from distill_jobs.data.flat import Damage
+from distill_jobs.data.part_file import map_file
+
+_RANGE = 8 << 20
+_AT_ONCE = 4
+_LOCKS = 64
+DEFAULT_BYTES = 16 << 30
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A part's file: where it is, and the SHA-256 that it must have."""
+
+    folder: Folder
+    name: str
+    sha256: str
+
+    @property
+    def cached(self) -> str:
+        """Its name in the cache: another file, or the same name with other content, has another."""
+        return hashlib.sha256(f"{self.folder}/{self.name}/{self.sha256}".encode()).hexdigest()[:40] + ".part"
+
+
+class PartCache:
+    """A local folder that holds at most ``limit`` bytes of remote parts."""
+
+    def __init__(self, folder: Path | None = None, limit: int = DEFAULT_BYTES) -> None:
+        self.folder = folder or Path(tempfile.gettempdir()) / f"distill-parts-{getpass.getuser()}"
+        self.limit = limit
+        self._ahead = _Ahead(self)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self.folder.stat().st_uid != os.getuid():
+                raise PermissionError("it belongs to somebody else")
+        except OSError as error:
+            raise FileError(f"can't use {self.folder} as a cache ({error}); set reading.cache_dir") from None
+
+    def map(self, wanted: Wanted) -> mmap.mmap:
+        """Map a part, fetching it first when it isn't there.
+
+        Raises:
+            FileError: it can't be read, or doesn't fit into the cache.
+            Damage: what was fetched is not what was written.
+        """
+        for _ in range(3):
+            path = self.fetch(wanted)
+            # Between fetching and mapping another process may have needed the room.
+            with suppress(FileNotFoundError):
+                os.utime(path)
+                return map_file(path)
+        raise FileError(f"{self.folder} has no room for what is read at once; raise reading.cache_gb")
+
+    def has(self, wanted: Wanted) -> bool:
+        return (self.folder / wanted.cached).exists()
+
+    def fetch(self, wanted: Wanted, spare: frozenset[str] = frozenset()) -> Path:
+        """The local path of a part, fetched when it isn't there. Files named in ``spare`` aren't given up for it."""
+        final = self.folder / wanted.cached
+        with self._lock(wanted.cached):
+            if not final.exists():
+                size = wanted.folder.size(wanted.name)
+                self._make_room(size, spare)
+                self._copy(wanted, size, final)
+        return final
+
+    def prefetch(self, wanted: list[Wanted], spare: list[Wanted]) -> None:
+        """Fetch parts behind the caller's back, in this order, as far as there is room beside ``spare``."""
+        self._ahead.ask(wanted, frozenset(w.cached for w in [*spare, *wanted]))
+
+    def _copy(self, wanted: Wanted, size: int, final: Path) -> None:
+        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".tmp")
+        try:
+            digest = hashlib.sha256()
+            with os.fdopen(handle, "wb") as sink:
+                for block in _ranges(wanted.folder, wanted.name, size):
+                    digest.update(block)
+                    sink.write(block)
+            if digest.hexdigest() != wanted.sha256:
+                raise Damage("its SHA-256 is not the one in the manifest")
+            os.replace(temporary, final)
+        except OSError as error:
+            raise FileError(f"can't fetch {wanted.folder}/{wanted.name} into {self.folder}: {error}") from None
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    def _make_room(self, size: int, spare: frozenset[str]) -> None:
+        if size > self.limit:
+            raise FileError(
+                f"a part of {size:,} bytes doesn't fit into a cache of {self.limit:,}; raise reading.cache_gb"
+            )
+        held = []
+        for entry in os.scandir(self.folder):
+            with suppress(FileNotFoundError):
+                if entry.name.endswith((".part", ".tmp")):
+                    held.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.name))
+        total = sum(bytes_ for _, bytes_, _ in held) + size
+        for _, bytes_, name in sorted(held):
+            if total <= self.limit:
+                return
+            if name.endswith(".part") and name not in spare:
+                (self.folder / name).unlink(missing_ok=True)
+                total -= bytes_
+        if total > self.limit and spare:
+            raise FileError("no room to read ahead")
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        with (self.folder / f"{int(name[:4], 16) % _LOCKS:02d}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+class _Ahead:
+    """One thread that fetches what will be needed next; a newer wish replaces what is still left of an older one."""
+
+    def __init__(self, cache: PartCache) -> None:
+        self._cache, self._wake = cache, threading.Condition()
+        self._left: deque[Wanted] = deque()
+        self._spare: frozenset[str] = frozenset()
+        self._thread: threading.Thread | None = None
+
+    def ask(self, wanted: list[Wanted], spare: frozenset[str]) -> None:
+        with self._wake:
+            self._left, self._spare = deque(wanted), spare
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="read ahead", daemon=True)
+                self._thread.start()
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._left:
+                    self._wake.wait()
+                wanted, spare = self._left.popleft(), self._spare
+            # Whoever needs the part meets the same error, and tells it.
+            with suppress(FileError, Damage, OSError):
+                self._cache.fetch(wanted, spare)
+
+
+def _ranges(folder: Folder, name: str, size: int) -> Iterator[bytes]:
+    """The bytes of a remote file in order, a few ranges of several megabytes on their way at any time."""
+    with folder.open(name) as source, ThreadPoolExecutor(_AT_ONCE) as pool:
+        coming: deque[Future[bytes]] = deque()
+        for start in range(0, size, _RANGE):
+            coming.append(pool.submit(source.read_at, min(_RANGE, size - start), start))
+            if len(coming) == _AT_ONCE:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
