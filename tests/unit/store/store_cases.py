@@ -10,9 +10,10 @@ from torch import Tensor
 from cluster.files import Folder
 from distill_jobs.data.batch import make_batch
 from distill_jobs.data.facts import DataFacts
-from distill_jobs.data.reader import TableReader
+from distill_jobs.data.reader import TableReader, as_array
 from distill_jobs.data.table import commit_manifest, commit_part, sample_id
 from distill_jobs.store.codecs import Codec
+from distill_jobs.store.draws import uniforms
 from distill_jobs.store.plan import StorePlan
 from distill_jobs.store.writer import finish, start, write_part
 
@@ -65,8 +66,9 @@ def make_store(folder: Folder, facts: DataFacts, data: Folder, codec: Codec, see
     """A complete store over ``data``; returns the teacher's logits [rows · positions, targets] of each part."""
     torch.manual_seed(seed)
     plan = StorePlan.make(facts, codec, teacher="teacher-1", outputs=facts.targets + 3)
-    start(folder, plan)
     table = TableReader(data / "train")
+    shas = table.facts["part_sha256"]
+    start(folder, plan, shas)
     made = {}
     for part in range(plan.parts):
         batches = list(table.batches(part))
@@ -75,10 +77,12 @@ def make_store(folder: Folder, facts: DataFacts, data: Folder, codec: Codec, see
         labels = [
             make_batch(table.take(np.arange(a, b)), facts).labels.flatten() for a, b in itertools.pairwise(starts)
         ]
-        encoded = (codec.encode(z, y) for z, y in zip(logits, labels, strict=True))
-        write_part(folder, plan, part, batches, encoded)
+        ids = [torch.from_numpy(as_array(b.column("sample_id")).copy()) for b in batches]
+        chances = [uniforms(plan.seed, some, facts.positions_per_row) for some in ids]
+        encoded = (codec.encode(z, y, u) for z, y, u in zip(logits, labels, chances, strict=True))
+        write_part(folder, plan, part, batches, encoded, data_sha256=shas[part])
         made[part] = torch.cat(logits)
-    finish(folder, plan)
+    finish(folder, plan, shas)
     return made
 
 

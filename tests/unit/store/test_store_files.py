@@ -76,8 +76,10 @@ def test_parts_are_kept_on_resume_and_a_new_plan_starts_again(tmp_path: Path) ->
     make_data(data, facts)
     plan = StorePlan.make(facts, TopKCodec(4), "teacher-1", VOCABULARY)
     assert start(folder, plan) == {}
-    batches = list(TableReader(data / "train").batches(0))
-    targets = [plan.make_codec().encode(torch.randn(LENGTH, VOCABULARY), torch.zeros(LENGTH).long()) for _ in batches]
+    table = TableReader(data / "train")
+    batches = list(table.batches(0))
+    gold = make_batch(table.take(np.arange(3)), facts).labels.reshape(3, LENGTH)
+    targets = [plan.make_codec().encode(torch.randn(LENGTH, VOCABULARY), labels) for labels in gold]
     record = write_part(folder, plan, 0, batches, targets, tokens=18)
     assert list(start(folder, plan)) == [0] and record.tokens == 18
     with pytest.raises(StoreError, match=r"1 of 2 parts .* missing \(1\)"):

@@ -3,6 +3,7 @@
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ from store_cases import LENGTH, VOCABULARY, lm_facts, make_data, make_store, tab
 from cluster.files import Folder
 from distill_jobs.data.reader import TableReader
 from distill_jobs.errors import StoreError
+from distill_jobs.store.check import check_signal
+from distill_jobs.store.codecs.dense import DenseCodec
+from distill_jobs.store.codecs.fields import STEP
+from distill_jobs.store.codecs.hybrid import HybridCodec
+from distill_jobs.store.codecs.sampled import SampledCodec
 from distill_jobs.store.codecs.topk import TopKCodec
+from distill_jobs.store.draws import uniforms
 from distill_jobs.store.inspect import describe, render
 from distill_jobs.store.plan import StorePlan
 from distill_jobs.store.reader import LogitStore
@@ -37,6 +44,14 @@ def read_all(folder: Folder, data: Folder) -> None:
     store = LogitStore.open(folder, data)
     columns = store.take(np.arange(store.rows))
     store.signal(columns, "cpu").at(2.0)
+
+
+def rewrite(folder: Folder, data: Folder, batches: list[Any], targets: list[dict[str, torch.Tensor]]) -> None:
+    """Write part 0 again with these contents, as right as a part can be by its checksums."""
+    plan, shas = StorePlan.load(folder), TableReader(data / "train").facts["part_sha256"]
+    start(folder, plan, shas)
+    write_part(folder, plan, 0, batches, targets, data_sha256=shas[0])
+    finish(folder, plan, shas)
 
 
 def test_each_loss_of_a_file_is_named(whole: Path, tmp_path: Path) -> None:
@@ -68,36 +83,59 @@ def test_other_data_are_named(whole: Path, tmp_path: Path) -> None:
     assert "fingerprints differ" in verify(folder, data)[0]
 
 
+TOPK, HYBRID, SAMPLED = TopKCodec(6), HybridCodec(6, 4), SampledCodec(8)
+
+
 @pytest.mark.parametrize(
-    ("field", "index", "value", "message"),
+    ("codec", "field", "index", "value", "message"),
     [
-        ("logprob", 0, 1.0, "probabilities add up to"),
-        ("logprob", 3, float("nan"), "not finite"),
-        ("ids", 0, VOCABULARY, "not below 50"),
-        ("ids", 0, "second", "stands twice"),
-        ("gold_rank", 0, VOCABULARY, "gold ranks reach"),
-        ("gold_rank", 0, 65535, "no gold rank"),
-        ("gold_logprob", 0, 0.5, "above 0"),
-        ("entropy", 0, 9.0, "entropy"),
+        (TOPK, "logprob", 0, 1.0, "probabilities add up to"),
+        (TOPK, "logprob", 3, float("nan"), "not finite"),
+        (TOPK, "ids", 0, VOCABULARY, "holds class 50"),
+        (TOPK, "ids", 0, "second", "stands twice"),
+        (TOPK, "gold_rank", 0, VOCABULARY, "gold ranks reach"),
+        (TOPK, "gold_rank", 0, 65535, "no gold rank"),
+        (TOPK, "entropy", 0, 9 * STEP, "entropy"),
+        (TOPK, "tail", 2, 30 * STEP, "those of any distribution"),
+        (DenseCodec(), "gold_logprob", 0, 30 * STEP, "not the one that the head gives"),
+        (HYBRID, "draw_ids", 0, VOCABULARY, "holds class 50"),
+        (HYBRID, "draw_ids", 0, "of the head", "drawn that the head holds"),
+        (HYBRID, "codes", 0, 200, "probabilities add up to"),
+        (SAMPLED, "draw_counts", 0, 9, "add up to the 8"),
+        (SAMPLED, "draw_ids", 0, "second", "in rising order"),
+        (SAMPLED, "top1_id", 0, VOCABULARY, "holds class 50"),
     ],
 )
-def test_wrong_values_with_right_checksums(whole, tmp_path, field, index, value, message) -> None:
-    _, folder, data = copy_of(whole, tmp_path)
-    plan, table = StorePlan.load(folder), TableReader(folder / "parts", error=StoreError)
+def test_wrong_values_with_right_checksums(tmp_path: Path, codec, field, index, value, message) -> None:
+    folder, data = Folder(str(tmp_path / "store")), Folder(str(tmp_path / "data"))
+    make_data(data, lm_facts())
+    make_store(folder, lm_facts(), data, codec)
     rewritten = []
-    for number, batch in enumerate(table.batches(0)):
-        targets = {}
-        for name, spec in plan.make_codec().fields(plan.classes).items():
-            values = np.array(batch.column(f"t.{name}").flatten().to_numpy()).reshape(LENGTH, spec.width)
-            if name == field and number == 1:
-                values[0, index] = values[0, 1] if value == "second" else value
-            targets[name] = torch.from_numpy(values)
-        rewritten.append(targets)
-    start(folder, plan)
-    write_part(folder, plan, 0, list(TableReader(data / "train").batches(0)), rewritten)
-    finish(folder, plan)
+    for number, batch in enumerate(TableReader(folder / "parts", error=StoreError).batches(0)):
+        targets = {
+            name: np.array(batch.column(f"t.{name}").flatten().to_numpy()).reshape(LENGTH, spec.width)
+            for name, spec in codec.fields(VOCABULARY).items()
+        }
+        if number == 1:
+            source = {"second": field, "of the head": "ids"}.get(value)
+            targets[field][0, index] = targets[source][0, 1] if source else value
+        rewritten.append({name: torch.from_numpy(values) for name, values in targets.items()})
+    rewrite(folder, data, list(TableReader(data / "train").batches(0)), rewritten)
     found = verify(folder, data)
-    assert len(found) == 1 and message in found[0] and "part 0" in found[0], found
+    assert any(message in sentence and "part 0" in sentence for sentence in found), found
+
+
+@pytest.mark.parametrize("codec", [TOPK, DenseCodec(), HYBRID, SAMPLED, HybridCodec(48, 16), HybridCodec(60, 2)])
+def test_what_encoders_write_is_right(codec) -> None:
+    """Peaked, flat and masked teachers, heads as wide as the vocabulary: nothing of it is called wrong."""
+    gold = torch.arange(4 * VOCABULARY) % VOCABULARY
+    chances = uniforms(3, torch.arange(len(gold)), 1)
+    for scale in (0.0, 0.1, 3.0, 12.0, 60.0):
+        logits = scale * torch.randn(len(gold), VOCABULARY, generator=torch.Generator().manual_seed(1))
+        logits[::5, 7:] = -torch.inf
+        columns = codec.encode(logits, gold, chances)
+        codec.check(columns, VOCABULARY)
+        assert list(check_signal(codec.decode(columns, VOCABULARY), gold)) == [], scale
 
 
 def test_rows_twice_are_named(whole: Path, tmp_path: Path) -> None:
@@ -105,9 +143,7 @@ def test_rows_twice_are_named(whole: Path, tmp_path: Path) -> None:
     plan, table = StorePlan.load(folder), TableReader(data / "train")
     batches = list(table.batches(0))
     targets = [plan.make_codec().encode(torch.randn(LENGTH, VOCABULARY), torch.ones(LENGTH).long()) for _ in range(3)]
-    start(folder, plan)
-    write_part(folder, plan, 0, [batches[0], batches[0], batches[2]], targets)
-    finish(folder, plan)
+    rewrite(folder, data, [batches[0], batches[0], batches[2]], targets)
     found = verify(folder, data)
     assert any("a sample id twice" in sentence for sentence in found)
     assert any("rows of the data's part 0" in sentence for sentence in found)
