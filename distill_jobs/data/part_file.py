@@ -24,6 +24,17 @@ _SMALL = 128
 
 
 @dataclass(frozen=True)
+class Places:
+    """File offsets [B], kept as a common array plus a constant where columns lie at fixed distances."""
+
+    base: np.ndarray
+    distance: int = 0
+
+    def of(self, batches: np.ndarray) -> np.ndarray:
+        return np.asarray(self.base[batches] + self.distance)
+
+
+@dataclass(frozen=True)
 class Column:
     """Where a column lies. Numbers: ``shape`` is () or (width,), ``at`` [B] the file offset of each batch's values.
 
@@ -33,24 +44,10 @@ class Column:
     name: str
     dtype: np.dtype | None
     shape: tuple[int, ...]
-    at: "Places"
+    at: Places
+    row_bytes: int = 0
     text_at: np.ndarray | None = None
     text_bytes: np.ndarray | None = None
-
-    @property
-    def row_bytes(self) -> int:
-        return 0 if self.dtype is None else self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
-
-
-@dataclass(frozen=True)
-class Places:
-    """File offsets [B], kept as a common array plus a constant where columns lie at fixed distances."""
-
-    base: np.ndarray
-    distance: int = 0
-
-    def of(self, batches: np.ndarray) -> np.ndarray:
-        return np.asarray(self.base[batches] + self.distance)
 
 
 @dataclass(frozen=True)
@@ -108,6 +105,14 @@ def learn(mapped: mmap.mmap, rows: int, rows_per_batch: int) -> Layout:
     return Layout(schema, {field.name: found.column(field) for field in schema}, rows, rows_per_batch, len(raw))
 
 
+class Target:
+    """Where rows of a column are copied to: ``out`` [n, ...], and its bytes as a memory view (None for text)."""
+
+    def __init__(self, name: str, out: np.ndarray) -> None:
+        self.name, self.out = name, out
+        self.memory = None if out.dtype == object else memoryview(out.reshape(-1).view(np.uint8).data)
+
+
 class Part:
     """A mapped part with its layout: rows by their numbers within it."""
 
@@ -117,25 +122,38 @@ class Part:
         self.mapped, self.layout = mapped, layout
         self._bytes, self._memory = np.frombuffer(mapped, dtype=np.uint8), memoryview(mapped)
 
-    def take(self, name: str, rows: np.ndarray, out: np.ndarray, to: np.ndarray) -> None:
-        """Copy rows [n] of a column of numbers to ``out[to]``."""
-        column = self.layout.columns[name]
+    def copy(self, targets: list["Target"], rows: np.ndarray, to: np.ndarray) -> None:
+        """Copy rows [n] of each target's column to its rows ``to`` [n]."""
+        alone = self.layout.rows_per_batch == 1
+        places, starts = to.tolist(), dict[int, list[int]]()
+        for target in targets:
+            column = self.layout.columns[target.name]
+            if target.memory is None:
+                target.out[to] = self._texts(column, rows)
+            elif not alone:
+                self._copy_runs(column, target, rows, to)
+            elif size := column.row_bytes:
+                base, distance = column.at.base, column.at.distance
+                if id(base) not in starts:
+                    starts[id(base)] = base[rows].tolist()
+                memory, source = target.memory, self._memory
+                for a, b in zip(places, starts[id(base)], strict=True):
+                    memory[a * size : (a + 1) * size] = source[b + distance : b + distance + size]
+
+    def _copy_runs(self, column: Column, target: "Target", rows: np.ndarray, to: np.ndarray) -> None:
         size = column.row_bytes
-        if not size:
+        if not size or target.memory is None:
             return
         at = self._where(column, rows)
         # Neighbours that stay neighbours are one copy.
         breaks = np.flatnonzero((np.diff(at) != size) | (np.diff(to) != 1)) + 1
         if size <= _SMALL and 2 * len(breaks) > len(rows):
-            assert column.dtype is not None
-            found = windows(self._bytes, size)[at]
-            out[to] = found.view(column.dtype).reshape(len(rows), *column.shape)
+            target.out[to] = windows(self._bytes, size)[at].view(column.dtype).reshape(len(rows), *column.shape)
             return
-        target, source = memoryview(out.reshape(-1).view(np.uint8).data), self._memory
         first = np.concatenate([[0], breaks])
         count = np.diff(np.concatenate([first, [len(rows)]])) * size
         for a, b, n in zip((to[first] * size).tolist(), at[first].tolist(), count.tolist(), strict=True):
-            target[a : a + n] = source[b : b + n]
+            target.memory[a : a + n] = self._memory[b : b + n]
 
     def view(self, name: str, rows: np.ndarray) -> np.ndarray | None:
         """Rows [n] of a column of numbers without a copy, where they lie behind one another; else None."""
@@ -148,20 +166,18 @@ class Part:
         count = len(rows) * int(np.prod(column.shape, dtype=np.int64))
         return np.frombuffer(self.mapped, column.dtype, count, int(at[0])).reshape(len(rows), *column.shape)
 
-    def texts(self, name: str, rows: np.ndarray) -> list[str]:
-        """Rows [n] of a column of text."""
-        column = self.layout.columns[name]
+    def _texts(self, column: Column, rows: np.ndarray) -> list[str]:
         assert column.text_at is not None and column.text_bytes is not None
         batch, row = np.divmod(rows, self.layout.rows_per_batch)
         at = column.at.of(batch) + 4 * row
         ends = windows(self._bytes, 8)[at].view("<i4").astype(np.int64)
         if (ends < 0).any() or (ends[:, 0] > ends[:, 1]).any() or (ends[:, 1] > column.text_bytes[batch]).any():
-            raise Damage(f"the text in column {name} leads out of its place")
+            raise Damage(f"the text in column {column.name} leads out of its place")
         spans = (ends + column.text_at[batch][:, None]).tolist()
         try:
             return [str(self._memory[a:b], "utf-8") for a, b in spans]
         except UnicodeDecodeError:
-            raise Damage(f"column {name} holds text that is not UTF-8") from None
+            raise Damage(f"column {column.name} holds text that is not UTF-8") from None
 
     def _where(self, column: Column, rows: np.ndarray) -> np.ndarray:
         batch, row = np.divmod(rows, self.layout.rows_per_batch)
@@ -243,7 +259,7 @@ class _Places:
             self._expect(field, self._length[:, last - 1] >= 4 * (self._rows + 1))
             # Copies: a view would keep all columns' numbers alive.
             text = self._at[:, last].copy(), self._length[:, last].copy()
-            return Column(field.name, None, (), self._places(self._at[:, last - 1]), *text)
+            return Column(field.name, None, (), self._places(self._at[:, last - 1]), 0, *text)
         dtype = _number_type(field)
         shape: tuple[int, ...] = ()
         values = self._rows
@@ -255,7 +271,8 @@ class _Places:
         self._expect(field, self._length[:, last] // dtype.itemsize >= values)
         if values.any():
             self._expect(field, self._at[:, last] % dtype.itemsize == 0)
-        return Column(field.name, dtype, shape, self._places(self._at[:, last]))
+        row_bytes = dtype.itemsize * (shape[0] if shape else 1)
+        return Column(field.name, dtype, shape, self._places(self._at[:, last]), row_bytes)
 
     def _expect(self, field: pa.Field, fine: np.ndarray) -> None:
         if not np.all(fine):

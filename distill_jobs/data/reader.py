@@ -13,7 +13,7 @@ from cluster.errors import FileError
 from cluster.files import Folder
 from distill_jobs.data.cache import PartCache, Wanted
 from distill_jobs.data.flat import Damage
-from distill_jobs.data.part_file import Layout, Part, learn, map_file
+from distill_jobs.data.part_file import Layout, Part, Target, learn, map_file
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.errors import DataError, DistillError
 
@@ -132,9 +132,10 @@ class TableReader:
         if (part == first).all():
             return self._from_one(first, within, names)
         taken = {name: self._room(name, len(indices)) for name in names}
+        targets = [Target(name, out) for name, out in taken.items()]
         order = np.argsort(part, kind="stable")
         for to in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
-            self._copy(int(part[to[0]]), within[to], taken, to)
+            self._copy(int(part[to[0]]), targets, within[to], to)
         return taken
 
     def batches(self, part: int) -> Iterator[pa.RecordBatch]:
@@ -168,20 +169,16 @@ class TableReader:
         for name in names:
             view = part.view(name, rows)
             taken[name] = self._room(name, len(rows)) if view is None else view
-        left = {name: values for name, values in taken.items() if values.base is None}
-        self._copy(number, rows, left, np.arange(len(rows)))
+        left = [Target(name, values) for name, values in taken.items() if values.base is None]
+        if left:
+            self._copy(number, left, rows, np.arange(len(rows)))
         return taken
 
-    def _copy(self, number: int, rows: np.ndarray, taken: dict[str, np.ndarray], to: np.ndarray) -> None:
-        part = self._part(number)
-        for name, out in taken.items():
-            if out.dtype == object:
-                try:
-                    out[to] = part.texts(name, rows)
-                except Damage as damage:
-                    raise self._broken(number, str(damage)) from None
-            else:
-                part.take(name, rows, out, to)
+    def _copy(self, number: int, targets: list[Target], rows: np.ndarray, to: np.ndarray) -> None:
+        try:
+            self._part(number).copy(targets, rows, to)
+        except Damage as damage:
+            raise self._broken(number, str(damage)) from None
 
     def _names(self, columns: list[str] | None) -> list[str]:
         names = list(self.schema.names)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cluster.errors import FileError
 from cluster.files import Folder, sha256
+from distill_jobs.data.cache import PartCache
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import MANIFEST
@@ -17,6 +18,8 @@ from distill_jobs.store.codecs import Field
 from distill_jobs.store.plan import PARTS, SPLIT, StorePlan
 from distill_jobs.store.signal import TeacherSignal
 from distill_jobs.store.writer import PREFIX, SEAL, STAYS_IN_DATA, column_type, seal
+
+_CHECKED_POSITIONS = 16_384
 
 
 class LogitStore:
@@ -36,10 +39,18 @@ class LogitStore:
         self._pixels = pixels
         self._codec = plan.make_codec()
         self._fields = self._codec.fields(plan.classes)
+        table.inspect = self._check_part
 
     @classmethod
-    def open(cls, folder: Folder, data: Folder | None = None) -> Self:
+    def open(
+        cls, folder: Folder, data: Folder | None = None, *, cache: PartCache | None = None, verify: bool = True
+    ) -> Self:
         """Open a store; ``data`` is needed only where features stay there (images).
+
+        Args:
+            cache: where parts in an object store are kept; None takes the machine's common one.
+            verify: False trusts the parts. Else each is checked the first time it is opened: its SHA-256, and that
+                its columns hold nothing that no encoder writes.
 
         Raises:
             StoreError: the store is incomplete, damaged, of another schema version, or ``data`` is not what it was
@@ -49,28 +60,44 @@ class LogitStore:
         manifest = read_manifest(folder, plan)
         if sha256(folder / PARTS, MANIFEST) != manifest.get("table_sha256"):
             raise StoreError(f"{folder}/{PARTS}/{MANIFEST} is not the file that was written; run capture again")
-        table = TableReader(folder / PARTS, error=StoreError)
+        table = TableReader(folder / PARTS, StoreError, cache=cache, verify=verify)
         if table.parts != plan.parts or table.rows != manifest["rows"]:
             raise StoreError(f"{folder}: manifest, plan and parts disagree about rows or parts; capture again")
         if table.rows:
             _check_schema(table.schema, plan, folder)
-        pixels = _pixels(plan, table, data) if plan.facts["features"] == "image" else None
+        pixels = _pixels(plan, table, data, cache, verify) if plan.facts["features"] == "image" else None
         return cls(plan, manifest, table, pixels)
 
-    def take(self, indices: np.ndarray, soft: bool = True) -> dict[str, np.ndarray]:
+    def rows_of(self, sample_ids: np.ndarray) -> np.ndarray:
+        """The row numbers [n] of sample ids [n]; raises StoreError when the store has no such sample."""
+        return self.table.rows_of(sample_ids)
+
+    def take(self, indices: np.ndarray, soft: bool = True, columns: list[str] | None = None) -> dict[str, np.ndarray]:
         """The rows ``indices`` (global numbers, any order): the data's columns and the soft target's (``t.<field>``).
 
         Args:
             soft: False leaves the soft target's columns unread.
+            columns: the data's columns to read; None reads all. Text is slow to read, and training needs none.
 
         Returns:
-            [n] for a plain column, [n, width] for a list; soft targets are [n, positions_per_row · width].
+            [n] for a plain column, [n, width] for a list; soft targets are [n, positions_per_row · width]. A single
+            row, and rows that lie behind one another, are views of the mapped part.
         """
-        names = None if soft else [name for name in self.table.schema.names if not name.startswith(PREFIX)]
-        columns = self.table.take(indices, names)
-        if self._pixels is not None:
-            columns |= self._pixels.take(indices, [STAYS_IN_DATA])
-        return columns
+        names = [name for name in self.table.schema.names if not name.startswith(PREFIX)]
+        if columns is not None:
+            names = [name for name in columns if name != STAYS_IN_DATA]
+        if soft:
+            names += [PREFIX + name for name in self._fields]
+        taken = self.table.take(indices, names)
+        if self._pixels is not None and (columns is None or STAYS_IN_DATA in columns):
+            taken |= self._pixels.take(indices, [STAYS_IN_DATA])
+        return taken
+
+    def prefetch(self, parts: list[int], spare: list[int]) -> None:
+        """Have parts fetched ahead where the store lies in an object store, without giving up the parts ``spare``."""
+        for table in (self.table, self._pixels):
+            if table is not None:
+                table.prefetch(parts, spare)
 
     def signal(
         self, columns: dict[str, np.ndarray], device: str | torch.device, keep: Tensor | None = None
@@ -83,13 +110,30 @@ class LogitStore:
         Raises:
             StoreError: a column is missing, has another type, or holds values out of range.
         """
-        chosen = None if keep is None else keep.reshape(-1).cpu().numpy()
+        chosen = None if keep is None or bool(keep.all()) else keep.reshape(-1).cpu().numpy().nonzero()[0]
+        return self._codec.decode(self._raw(columns, device, chosen), self.plan.classes)
+
+    def _raw(
+        self, columns: dict[str, np.ndarray], device: str | torch.device, chosen: np.ndarray | None
+    ) -> dict[str, Tensor]:
         raw = {}
         for name, field in self._fields.items():
             values = _values(columns, name, field, self.plan.positions_per_row)
-            values = values if chosen is None else values[chosen]
+            values = values if chosen is None else values.take(chosen, axis=0)
             raw[name] = torch.from_numpy(np.require(values, requirements="W")).to(device)
-        return self._codec.decode(raw, self.plan.classes)
+        return raw
+
+    def _check_part(self, part: int) -> None:
+        """Refuse a part whose soft targets hold what no encoder writes. In pieces: a part may be gigabytes."""
+        numbers = np.asarray(self.table.part_range(part), dtype=np.int64)
+        names = [PREFIX + name for name in self._fields]
+        rows = max(1, _CHECKED_POSITIONS // self.plan.positions_per_row)
+        for start in range(0, len(numbers), rows):
+            columns = self.table.take(numbers[start : start + rows], names)
+            try:
+                self._codec.check(self._raw(columns, "cpu", None), self.plan.classes)
+            except StoreError as error:
+                raise StoreError(f"part {part} of {self.table.folder}: {error}") from None
 
 
 def read_manifest(folder: Folder, plan: StorePlan) -> dict[str, Any]:
@@ -135,7 +179,9 @@ def _check_schema(schema: pa.Schema, plan: StorePlan, folder: Folder) -> None:
             raise StoreError(f"{folder}: column {PREFIX}{name} is {found}, but the plan's codec takes {expected}")
 
 
-def _pixels(plan: StorePlan, table: TableReader, data: Folder | None) -> TableReader:
+def _pixels(
+    plan: StorePlan, table: TableReader, data: Folder | None, cache: PartCache | None, verify: bool
+) -> TableReader:
     if data is None:
         raise StoreError("this store's pixels stay in data/: open it together with the data it was made from")
     try:
@@ -144,7 +190,7 @@ def _pixels(plan: StorePlan, table: TableReader, data: Folder | None) -> TableRe
         raise StoreError(str(error)) from None
     if facts.fingerprint != plan.data_fingerprint:
         raise StoreError(f"{data} is not what the store was made from (its fingerprint differs); capture again")
-    reader = TableReader(data / SPLIT, error=StoreError)
+    reader = TableReader(data / SPLIT, StoreError, cache=cache, verify=verify)
     if reader.facts["part_rows"] != table.facts["part_rows"]:
         raise StoreError(f"{data} and the store don't hold the same rows in the same parts; capture again")
     return reader
