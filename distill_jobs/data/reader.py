@@ -1,6 +1,7 @@
 """Rows of a table by their numbers: mapped files, opened lazily, never the whole table in memory."""
 
 import hashlib
+import itertools
 import mmap
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -60,6 +61,7 @@ class TableReader:
         self._layout_bytes = 0
         self._seen = np.zeros(len(self._part_rows), dtype=bool)
         self._schema: pa.Schema | None = None
+        self._kinds: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
 
     @property
     def parts(self) -> int:
@@ -134,7 +136,9 @@ class TableReader:
         taken = {name: self._room(name, len(indices)) for name in names}
         targets = [Target(name, out) for name, out in taken.items()]
         order = np.argsort(part, kind="stable")
-        for to in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
+        ends = [0, *(np.flatnonzero(np.diff(part[order])) + 1).tolist(), len(order)]
+        for start, end in itertools.pairwise(ends):
+            to = order[start:end]
             self._copy(int(part[to[0]]), targets, within[to], to)
         return taken
 
@@ -181,17 +185,18 @@ class TableReader:
             raise self._broken(number, str(damage)) from None
 
     def _names(self, columns: list[str] | None) -> list[str]:
-        names = list(self.schema.names)
-        missing = [name for name in columns or () if name not in names]
+        if not self._kinds:
+            self._kinds = {field.name: _kind(field.type) for field in self.schema}
+        if columns is None:
+            return list(self._kinds)
+        missing = [name for name in columns if name not in self._kinds]
         if missing:
-            raise self._error(f"{self.folder} has no column {missing[0]}; it has {', '.join(names)}")
-        return names if columns is None else columns
+            raise self._error(f"{self.folder} has no column {missing[0]}; it has {', '.join(self._kinds)}")
+        return columns
 
     def _room(self, name: str, rows: int) -> np.ndarray:
-        kind = self.schema.field(name).type
-        if pa.types.is_fixed_size_list(kind):
-            return np.empty((rows, kind.list_size), dtype=kind.value_type.to_pandas_dtype())
-        return np.empty(rows, dtype=kind.to_pandas_dtype())
+        dtype, shape = self._kinds[name]
+        return np.empty((rows, *shape), dtype=dtype)
 
     def _part(self, number: int) -> Part:
         held = self._parts.get(number)
@@ -269,6 +274,13 @@ def as_array(column: pa.Array) -> np.ndarray:
         flat = column.flatten().to_numpy(zero_copy_only=False)
         return np.asarray(flat).reshape(len(column), column.type.list_size)
     return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+def _kind(kind: pa.DataType) -> tuple[np.dtype, tuple[int, ...]]:
+    """What rows of an Arrow type become: the type of an array, and its shape after the rows."""
+    if pa.types.is_fixed_size_list(kind):
+        return np.dtype(kind.value_type.to_pandas_dtype()), (kind.list_size,)
+    return np.dtype(kind.to_pandas_dtype()), ()
 
 
 def _check(facts: Any) -> None:

@@ -15,7 +15,7 @@ from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.errors import DataError, StoreError
 from distill_jobs.store.codecs import Field
-from distill_jobs.store.plan import PARTS, SPLIT, StorePlan
+from distill_jobs.store.plan import PARTS, SPLIT, StorePlan, refuse_cold
 from distill_jobs.store.signal import TeacherSignal
 from distill_jobs.store.writer import PREFIX, SEAL, STAYS_IN_DATA, column_type, seal
 
@@ -39,6 +39,7 @@ class LogitStore:
         self._pixels = pixels
         self._codec = plan.make_codec()
         self._fields = self._codec.fields(plan.classes)
+        self._soft = [PREFIX + name for name in self._fields]
         table.inspect = self._check_part
 
     @classmethod
@@ -83,11 +84,9 @@ class LogitStore:
             [n] for a plain column, [n, width] for a list; soft targets are [n, positions_per_row · width]. A single
             row, and rows that lie behind one another, are views of the mapped part.
         """
-        names = [name for name in self.table.schema.names if not name.startswith(PREFIX)]
-        if columns is not None:
-            names = [name for name in columns if name != STAYS_IN_DATA]
-        if soft:
-            names += [PREFIX + name for name in self._fields]
+        known = self.table.schema.names if columns is None else columns
+        names = [name for name in known if name != STAYS_IN_DATA and not name.startswith(PREFIX)]
+        names += self._soft if soft else []
         taken = self.table.take(indices, names)
         if self._pixels is not None and (columns is None or STAYS_IN_DATA in columns):
             taken |= self._pixels.take(indices, [STAYS_IN_DATA])
@@ -126,22 +125,26 @@ class LogitStore:
     def _check_part(self, part: int) -> None:
         """Refuse a part whose soft targets hold what no encoder writes. In pieces: a part may be gigabytes."""
         numbers = np.asarray(self.table.part_range(part), dtype=np.int64)
-        names = [PREFIX + name for name in self._fields]
         rows = max(1, _CHECKED_POSITIONS // self.plan.positions_per_row)
         for start in range(0, len(numbers), rows):
-            columns = self.table.take(numbers[start : start + rows], names)
+            columns = self.table.take(numbers[start : start + rows], self._soft)
             try:
                 self._codec.check(self._raw(columns, "cpu", None), self.plan.classes)
             except StoreError as error:
                 raise StoreError(f"part {part} of {self.table.folder}: {error}") from None
 
 
-def read_manifest(folder: Folder, plan: StorePlan) -> dict[str, Any]:
+def read_manifest(folder: Folder, plan: StorePlan, cold: bool = False) -> dict[str, Any]:
     """The store's manifest; its presence means complete.
 
+    Args:
+        cold: read it even where the store is in cold form.
+
     Raises:
-        StoreError: it is missing, damaged, or belongs to another plan.
+        StoreError: it is missing, damaged, or belongs to another plan; or the store is in cold form.
     """
+    if not cold:
+        refuse_cold(folder)
     if not folder.exists(MANIFEST):
         raise StoreError(f"the logit store in {folder} is not complete: it has no {MANIFEST}; run capture again")
     try:
