@@ -37,3 +37,39 @@ def verify_store(
         typer.echo(f"{len(violations)} violations in {path}")
         raise typer.Exit(1)
     typer.echo(f"{path} is whole: every row there once, checksums, masses and fingerprints right")
+
+
+@store.command("archive")
+def archive_store(
+    path: Path,
+) -> None:
+    """Compress a store's parts for keeping; the store can't be read until it is restored."""
+    from cluster.files import Folder
+    from distill_jobs.report.words import size
+    from distill_jobs.store.archive import archive
+
+    sizes = archive(Folder(path), _counted)
+    typer.echo(
+        f"{path} is archived: {size(sizes.hot)} became {size(sizes.cold)} ({sizes.cold / max(1, sizes.hot):.0%}); "
+        f"`distill store restore {path}` turns it back"
+    )
+
+
+@store.command("restore")
+def restore_store(
+    path: Path,
+) -> None:
+    """Turn an archived store back, byte for byte."""
+    from cluster.files import Folder
+    from distill_jobs.report.words import size
+    from distill_jobs.store.archive import restore
+
+    sizes = restore(Folder(path), _counted)
+    if not sizes.cold:
+        typer.echo(f"{path} is not archived: there is nothing to restore")
+    else:
+        typer.echo(f"{path} is back: {size(sizes.cold)} became {size(sizes.hot)} again")
+
+
+def _counted(done: int, of: int) -> None:
+    typer.echo(f"\r{done:,} of {of:,} parts", err=True, nl=done == of)

@@ -11,6 +11,7 @@ from distill_jobs.store.codecs import Codec, codec_from_plan
 
 PLAN = "plan.json"
 PARTS = "parts"
+COLD = "cold.json"
 SPLIT = "train"
 SCHEMA_VERSION = 2
 
@@ -143,6 +144,12 @@ class StorePlan:
         widest = max(field.width for field in self.make_codec().fields(self.classes).values())
         if widest * self.positions_per_row >= 1 << 31:
             raise TypeError
+
+
+def refuse_cold(folder: Folder) -> None:
+    """Raise StoreError where a store is in cold form, or half-way there."""
+    if folder.exists(COLD):
+        raise StoreError(f"the store in {folder} is archived (cold); turn it back by `distill store restore {folder}`")
 
 
 _CONTRACT = ("schema_version", "teacher", "tokenizer_sha", "vocabulary", "codec", "positions_per_row", "seed")

@@ -14,7 +14,7 @@ from cluster.meter import Usage
 from distill_jobs.data.table import MANIFEST, PartRecord, commit_manifest, commit_part, committed
 from distill_jobs.errors import StoreError
 from distill_jobs.store.codecs import Field, bytes_per_position
-from distill_jobs.store.plan import PARTS, PLAN, StorePlan
+from distill_jobs.store.plan import PARTS, PLAN, StorePlan, refuse_cold
 
 PREFIX = "t."
 STAYS_IN_DATA = "pixels"
@@ -30,6 +30,7 @@ def start(folder: Folder, plan: StorePlan, data_sha256: Sequence[str] | None = N
     Args:
         data_sha256: SHA-256 of each of the data's parts (``part_sha256`` of their manifest); None without data.
     """
+    refuse_cold(folder)
     if not _same_plan(folder, plan):
         folder.remove(MANIFEST)
         plan.save(folder)
