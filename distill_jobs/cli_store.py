@@ -1,6 +1,6 @@
 """The verbs of ``distill store``. Like all verbs they import what they need last."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -69,6 +69,63 @@ def restore_store(
         typer.echo(f"{path} is not archived: there is nothing to restore")
     else:
         typer.echo(f"{path} is back: {size(sizes.cold)} became {size(sizes.hot)} again")
+
+
+@store.command("export")
+def export_to(
+    path: Path,
+    to: Annotated[str, typer.Option(help="The folder to make: on disk, or s3://...")],
+    form: Annotated[
+        Literal["parquet", "datasets"],
+        typer.Option("--format", help="Parquet files, or a folder for datasets.load_from_disk."),
+    ] = "parquet",
+) -> None:
+    """Write a store out, soft targets decoded, for other tools to read."""
+    from cluster.files import Folder
+    from distill_jobs.report.words import size
+    from distill_jobs.store.exchange.export import export_store
+
+    data = Folder(f"{path.rstrip('/')}/../data")
+    index = export_store(Folder(path), Folder(to), form, data if data.exists("manifest.json") else None, _counted)
+    typer.echo(f"{to} holds {index['rows']:,} rows in {len(index['files']):,} shards, {size(index['bytes'])}")
+
+
+@store.command("import")
+def import_from(
+    source: Annotated[str, typer.Argument(help="A Parquet file, or a folder of them.")],
+    into: Annotated[str, typer.Option(help="The store's folder to make, go on with, or add to.")],
+    tokenizer: Annotated[str, typer.Option(help="The teacher's tokenizer: a folder, a GGUF file, or bytes.")],
+    form: Annotated[
+        Literal["topk", "distillkit"],
+        typer.Option("--format", help="Plain lists of entries, or DistillKit's captures."),
+    ] = "topk",
+    tokens: Annotated[str, typer.Option("--tokens-column", help="The column of token ids.")] = "input_ids",
+    ids: Annotated[str | None, typer.Option("--ids-column", help="The column of listed classes.")] = None,
+    values: Annotated[str | None, typer.Option("--values-column", help="The column of their values.")] = None,
+    kind: Annotated[
+        Literal["logprobs", "logits", "probs"],
+        typer.Option("--values", help="What the values are, in nats."),
+    ] = "logprobs",
+    align: Annotated[
+        Literal["next", "same"], typer.Option(help="Whether entry t foretells token t+1, or is about token t.")
+    ] = "next",
+    k: Annotated[int | None, typer.Option(min=1, max=4096, help="Entries to keep; else as many as are listed.")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, max=1 << 20, help="Tokens in a sequence; else those of the longest row.")
+    ] = None,
+    padded: Annotated[int | None, typer.Option(min=1, help="Width of the teacher's logits with their padding.")] = None,
+    config: Annotated[str | None, typer.Option(help="DistillKit's compression configuration.")] = None,
+    teacher: Annotated[str, typer.Option(help="A name for the teacher.")] = "unknown",
+) -> None:
+    """Make a store of what another tool captured; see EXCHANGE.md for what is assumed of it."""
+    from cluster.files import Folder
+    from distill_jobs.report.words import size
+    from distill_jobs.store.exchange.filling import Layout
+    from distill_jobs.store.exchange.importing import import_store
+
+    layout = Layout(form, tokens, ids, values, kind, align, k, length, padded, config, teacher)
+    made = import_store(source, Folder(into), tokenizer, layout, _counted)
+    typer.echo(f"{into} holds {made['rows']:,} rows, {made['tokens']:,} tokens, {size(made['bytes'])}")
 
 
 def _counted(done: int, of: int) -> None:
