@@ -9,6 +9,7 @@ doesn't fit, a null, or a compressed body (which could unpack to any size) is ``
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -87,10 +88,7 @@ def learn(mapped: mmap.mmap, rows: int, rows_per_batch: int) -> Layout:
     raw = np.frombuffer(mapped, dtype=np.uint8)
     batches = -(-rows // rows_per_batch)
     start, blocks = _blocks(raw, mapped, batches)
-    try:
-        schema = pa.ipc.open_file(pa.py_buffer(mapped)).schema
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise Damage(" ".join(str(error).split())[:200] or type(error).__name__) from None
+    schema = read_schema(pa.py_buffer(mapped))
     expected = np.full(batches, rows_per_batch, np.int64)
     expected[-1] = rows - rows_per_batch * (batches - 1)
     nodes, buffers = _messages(raw, blocks, schema, expected)
@@ -103,6 +101,17 @@ def learn(mapped: mmap.mmap, rows: int, rows_per_batch: int) -> Layout:
         raise Damage("it names a column twice")
     found = _Places(body[:, None] + buffers[:, :, 0], buffers[:, :, 1], nodes, expected)
     return Layout(schema, {field.name: found.column(field) for field in schema}, rows, rows_per_batch, len(raw))
+
+
+def read_schema(source: Any) -> pa.Schema:
+    """The schema in the footer of an IPC file; raises Damage when there is none, or it holds names that are no text."""
+    try:
+        schema = pa.ipc.open_file(source).schema
+        # Names are decoded when somebody first asks for them: better here than there.
+        _ = schema.names
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise Damage(" ".join(str(error).split())[:200] or type(error).__name__) from None
+    return schema
 
 
 class Target:

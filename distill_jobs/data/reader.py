@@ -14,7 +14,7 @@ from cluster.errors import FileError
 from cluster.files import Folder
 from distill_jobs.data.cache import PartCache, Wanted
 from distill_jobs.data.flat import Damage
-from distill_jobs.data.part_file import Layout, Part, Target, learn, map_file
+from distill_jobs.data.part_file import Layout, Part, Target, learn, map_file, read_schema
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.errors import DataError, DistillError
 
@@ -83,8 +83,8 @@ class TableReader:
             part = int(filled[0])
             try:
                 # Its footer alone is read: a remote part isn't fetched, and a local one not hashed, for this.
-                self._schema = pa.ipc.open_file(self.folder.open(self.facts["part_files"][part])).schema
-            except (FileError, pa.ArrowException, OSError, ValueError) as error:
+                self._schema = read_schema(self.folder.open(self.facts["part_files"][part]))
+            except (FileError, Damage) as error:
                 raise self._broken(part, _flat(error)) from None
         return self._schema
 

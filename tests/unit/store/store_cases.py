@@ -20,13 +20,13 @@ from distill_jobs.store.writer import finish, start, write_part
 LENGTH, VOCABULARY, CLASSES = 8, 50, 5
 
 
-def lm_facts(parts: int = 2, rows: int = 6) -> DataFacts:
+def lm_facts(parts: int = 2, rows: int = 6, vocabulary: int = VOCABULARY) -> DataFacts:
     return DataFacts(
         task="causal_lm",
         features="documents",
         fingerprint="data-1",
         sequence_length=LENGTH,
-        vocabulary=VOCABULARY,
+        vocabulary=vocabulary,
         tokenizer_sha="tok-1",
         pad_id=0,
         packing="documents",
