@@ -17,11 +17,12 @@ from distill_jobs.store.signal import TeacherSignal
 def forward_kl(logits: Tensor, signal: TeacherSignal, temperature: float) -> Tensor:
     """KL(teacher_T ‖ student_T) at each position (Hinton et al. 2015), without the factor T².
 
-    Where the signal has draws they stand for the tail: Σ_head t·log(t/s) + Σ_tail t·log t - Σ_draws w·log s, with the
-    weights w of ``TeacherSignal.draws_at``. Unbiased at T = 1, of value and gradient; a single position may come out
-    below 0. Where there are none the tail is one bucket on both sides: Σ_head t·log(t/s) + t_tail·log(t_tail/s_tail),
-    with s_tail the student's whole mass outside the head. That is a lower bound of the full KL, 0 only where head and
-    tail mass agree. A head is never renormalised.
+    Without draws the tail is one bucket on both sides: Σ_head t·log(t/s) + t_tail·log(t_tail/s_tail), with s_tail the
+    student's whole mass outside the head. That is a lower bound of the full KL, 0 only where head and tail mass agree.
+    With draws they stand for the tail: Σ_head t·log(t/s) + Σ_tail t·log t - Σ_draws w·log s, w from
+    ``TeacherSignal.draws_at``: unbiased at T = 1, of value and gradient (a single position may come out below 0). Above
+    T = 1, where draws grow noisy, it is the mean of both, weighed by ``TeacherSignal.trust_at``. A head is never
+    renormalised.
 
     Args:
         logits: [N, V'] with V' ≥ V; columns beyond the teacher's classes are padding and take no part.
@@ -39,15 +40,25 @@ def forward_kl(logits: Tensor, signal: TeacherSignal, temperature: float) -> Ten
     if signal.head_ids is None:
         student = torch.log_softmax(logits / temperature, dim=-1)
         return _cross(head, head - student).sum(dim=-1)
-    if signal.draw_ids is not None:
-        ids = torch.cat([signal.head_ids, signal.draw_ids], dim=1)
-        target = torch.cat([head, signal.draws_at(temperature).to(head.dtype)], dim=1)
-        crossed: Tensor = _CrossEntropy.apply(logits, ids, target, temperature)  # type: ignore[no-untyped-call]
-        return crossed - signal.entropy_at(temperature)
     if tail is None:
         tail = torch.full_like(head[:, 0], -torch.inf)
-    kl: Tensor = _SparseKL.apply(logits, signal.head_ids, head, tail.to(logits.dtype), temperature)  # type: ignore[no-untyped-call]
-    return kl
+    trust = signal.trust_at(temperature).to(logits.dtype) if signal.draw_ids is not None else None
+    if trust is None or bool((trust < 1).any()):
+        bucketed: Tensor = _SparseKL.apply(logits, signal.head_ids, head, tail.to(logits.dtype), temperature)  # type: ignore[no-untyped-call]
+        if trust is None:
+            return bucketed
+        return trust * _drawn(logits, signal, head, temperature) + (1 - trust) * bucketed
+    return _drawn(logits, signal, head, temperature)
+
+
+def _drawn(logits: Tensor, signal: TeacherSignal, head: Tensor, temperature: float) -> Tensor:
+    """The KL with draws in the tail's place, [N]."""
+    assert signal.head_ids is not None
+    assert signal.draw_ids is not None
+    ids = torch.cat([signal.head_ids, signal.draw_ids], dim=1)
+    target = torch.cat([head, signal.draws_at(temperature).to(head.dtype)], dim=1)
+    crossed: Tensor = _CrossEntropy.apply(logits, ids, target, temperature)  # type: ignore[no-untyped-call]
+    return crossed - signal.entropy_at(temperature).to(head.dtype)
 
 
 def real_classes(logits: Tensor, classes: int) -> Tensor:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from distill_jobs.store import tail
 
+AVERAGED_OVER = 1024
+"""Positions over which a gradient is taken to be averaged, where noise is weighed against bias."""
+
 
 @dataclass(frozen=True)
 class TeacherSignal:
@@ -83,7 +86,8 @@ class TeacherSignal:
 
         A class was drawn with probability p, but the target at T wants p^(1/T): each draw weighs p^(1/T)/p, normalised
         over the draws of its position. At T = 1 all weigh the same, and the sum over them of any function of the
-        classes is unbiased (Anshumann et al. 2025, "Sparse Logit Sampling"); at other T it is consistent.
+        classes is unbiased (Anshumann et al. 2025, "Sparse Logit Sampling"); at other T it is consistent, and the
+        noisier the further T is above 1: see ``trust_at``.
         """
         assert self.draw_logprob is not None
         _, mass = self.at(temperature)
@@ -93,6 +97,25 @@ class TeacherSignal:
             weight = weight + self.draw_counts.log()
         shares = torch.log_softmax(weight, dim=-1).nan_to_num(nan=-torch.inf)
         return shares + mass[:, None]
+
+    def trust_at(self, temperature: float) -> Tensor:
+        """[N], the share λ of the tail that is best left to the draws; the rest goes to the bucket. 1 for T ≤ 1.
+
+        Drawn by p, a few draws say little about p^(1/T) for T > 1, which spreads far beyond them. λ makes the expected
+        squared error of a gradient over ``AVERAGED_OVER`` positions smallest: with β = 1/T and D draws the draws have
+        the variance (R/D)·Σ_tail p^(2β-1), R the tail's mass, and no bias; the bucket no variance, and a squared bias
+        of up to Σ_tail p^(2β) (both over Z²). Both sums are log-partitions of the tail, which the store holds.
+        """
+        assert self.tail_nodes is not None
+        assert self.draw_logprob is not None
+        beta = 1.0 / temperature
+        if beta >= 1.0:
+            return torch.ones_like(self.entropy)
+        draws = self.draw_logprob.shape[1] if self.draw_counts is None else self.draw_counts.sum(dim=-1)
+        noise = self.tail_at(1.0) + tail.log_partition_below(self.tail_nodes, 2 * beta - 1)
+        odds = noise - tail.log_partition(self.tail_nodes, 2 * beta)
+        share = 1.0 / (1.0 + odds.exp() / (draws * AVERAGED_OVER))
+        return share.masked_fill(tail.is_empty(self.tail_nodes), 1.0)
 
     def entropy_at(self, temperature: float) -> Tensor:
         """[N], entropy of the softened distribution in nats: exact at T = 1 and without a tail, else interpolated."""
@@ -112,19 +135,21 @@ class TeacherSignal:
     def expand(self, temperature: float, student_logprob: Tensor | None = None) -> Tensor:
         """The target at T over all classes, [N, V]: what the forward KL's gradient pulls the student towards.
 
-        Where a tail has no draws its mass lies as the student spreads its own tail, so that only the sum of it is
+        What of the tail is not left to draws lies as the student spreads its own tail, so that only the sum of it is
         pulled on; that needs ``student_logprob`` [N, V] at T.
         """
         head, mass = self.at(temperature)
         if self.head_ids is None:
             return head.exp()
         target = torch.zeros(len(self), self.classes, dtype=head.dtype, device=head.device)
-        if self.draw_ids is not None:
-            target.scatter_add_(1, self.draw_ids, self.draws_at(temperature).exp())
-        elif mass is not None:
-            assert student_logprob is not None, "a tail without draws needs the student"
+        trust = torch.zeros_like(self.entropy) if self.draw_ids is None else self.trust_at(temperature)
+        if mass is not None and bool((trust < 1).any()):
+            assert student_logprob is not None, "a tail that is not left to draws needs the student"
             own = student_logprob.scatter(1, self.head_ids, -torch.inf)
-            target = (torch.log_softmax(own, dim=-1).nan_to_num(nan=-torch.inf) + mass[:, None]).exp().to(head.dtype)
+            bucket = (1.0 - trust) * mass.exp()
+            target = bucket[:, None] * torch.softmax(own, dim=-1).nan_to_num(nan=0.0).to(head.dtype)
+        if self.draw_ids is not None:
+            target.scatter_add_(1, self.draw_ids, trust[:, None] * self.draws_at(temperature).exp())
         return target.scatter_(1, self.head_ids, head.exp())
 
     def to(self, device: torch.device | str) -> "TeacherSignal":

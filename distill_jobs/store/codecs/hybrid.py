@@ -41,10 +41,8 @@ class HybridCodec:
     def fields(self, classes: int) -> dict[str, Field]:
         head = min(self.head, classes)
         return {
-            **fields.id_fields("ids", head, classes),
-            **fields.id_fields("draw_ids", self.draws, classes),
-            "codes": Field("uint8", head),
-            "draw_codes": Field("uint8", self.draws),
+            **fields.id_fields("ids", head + self.draws, classes),
+            "codes": Field("uint8", head + self.draws),
             "top1": Field("uint16", 1),
             "range": Field("uint8", 1),
             **fields.tail_field(),
@@ -64,11 +62,10 @@ class HybridCodec:
         below = top1.float() / -fields.STEP - signal.head_logprob
         span = _span(below)
         end = top1.float() / -fields.STEP - _end(span)
+        codes = codes_of(below, span.float() / RANGE_STEPS), codes_of(end - signal.draw_logprob, DRAW_RANGE)
         return {
-            **fields.pack_ids("ids", signal.head_ids, signal.classes),
-            **fields.pack_ids("draw_ids", signal.draw_ids, signal.classes),
-            "codes": codes_of(below, span.float() / RANGE_STEPS),
-            "draw_codes": codes_of(end - signal.draw_logprob, DRAW_RANGE),
+            **fields.pack_ids("ids", torch.cat([signal.head_ids, signal.draw_ids], dim=1), signal.classes),
+            "codes": torch.cat(codes, dim=1),
             "top1": fields.as_uint16(top1),
             "range": span,
             **fields.pack_tail(signal.tail_nodes, signal.classes),
@@ -76,22 +73,21 @@ class HybridCodec:
         }
 
     def decode(self, columns: Columns, classes: int) -> TeacherSignal:
-        ids = fields.unpack_ids("ids", columns, classes)
+        ids, codes, head = fields.unpack_ids("ids", columns, classes), columns["codes"], min(self.head, classes)
         top1, span = -fields.unfixed(columns["top1"]), columns["range"]
         return TeacherSignal(
-            head_ids=ids,
-            head_logprob=logprobs_of(columns["codes"], top1, span.float() / RANGE_STEPS),
+            head_ids=ids[:, :head],
+            head_logprob=logprobs_of(codes[:, :head], top1, span.float() / RANGE_STEPS),
             tail_nodes=fields.unpack_tail(columns, classes),
             classes=classes,
             top1_ids=ids[:, 0],
-            draw_ids=fields.unpack_ids("draw_ids", columns, classes),
-            draw_logprob=logprobs_of(columns["draw_codes"], top1 - _end(span), DRAW_RANGE),
+            draw_ids=ids[:, head:],
+            draw_logprob=logprobs_of(codes[:, head:], top1 - _end(span), DRAW_RANGE),
             **fields.unpack_statistics(columns),
         )
 
     def check(self, columns: Columns, classes: int) -> None:
         fields.check_ids("ids", columns, classes)
-        fields.check_ids("draw_ids", columns, classes)
 
 
 def codes_of(below: Tensor, span: Tensor | float) -> Tensor:

@@ -17,6 +17,7 @@ from distill_jobs.store.signal import TeacherSignal
 from distill_jobs.store.tail import NO_TAIL, TAIL_BETAS
 
 _GROUP = 64
+_STEP = 0.05  # All of TAIL_BETAS are multiples of it.
 
 
 def select(logits: Tensor, gold: Tensor, head: int, draws: int = 0, uniforms: Tensor | None = None) -> TeacherSignal:
@@ -127,28 +128,29 @@ def _tail_sums(logits: Tensor, ids: Tensor, peak: Tensor, work: list[Tensor]) ->
     """Σ exp(β·(ℓ - peak)) over the tail at every node [N, M], Σ exp(ℓ - peak)·(ℓ - peak) [N], and exp(ℓ - peak).
 
     The tail is ``logits`` [N, V] without the classes ``ids`` [N, k]; ``peak`` [N, 1] is its largest logit. One
-    exponential an element: with u = exp(0.1·(ℓ - peak)) every node is a power of u. The last result is [N, V] with V
+    exponential an element: every node is a power of u = exp((ℓ - peak) / 20). The last result is [N, V] with V
     filled up to whole groups, 0 on the head; it lies in ``work``.
     """
-    x, u1, u2, u4, u8 = work
+    x, u1, u2, u3, u4 = work
     classes = logits.shape[1]
-    torch.add(-0.1 * peak.clamp(min=NO_TAIL), logits, alpha=0.1, out=x[:, :classes])
+    torch.add(-_STEP * peak.clamp(min=NO_TAIL), logits, alpha=_STEP, out=x[:, :classes])
     x[:, classes:] = -torch.inf
     # The head is taken out before anything is summed: a small tail is never the difference of two large sums.
     x.scatter_(1, ids, -torch.inf)
     torch.exp(x, out=u1)
     torch.mul(u1, u1, out=u2)
+    torch.mul(u1, u2, out=u3)
     torch.mul(u2, u2, out=u4)
-    torch.mul(u4, u4, out=u8)
-    sums = [u1.sum(dim=-1), u2.sum(dim=-1), u4.sum(dim=-1), u8.sum(dim=-1)]
-    u10 = torch.mul(u8, u2, out=u1)
-    u16 = torch.mul(u8, u8, out=u4)
-    u20 = torch.mul(u10, u10, out=u2)
-    sums += [u10.sum(dim=-1), u16.sum(dim=-1), u20.sum(dim=-1)]
+    sums = [u2.sum(dim=-1), u3.sum(dim=-1)]
+    u5 = torch.mul(u2, u3, out=u1)
+    sums += [u5.sum(dim=-1), torch.mul(u5, u4, out=u3).sum(dim=-1)]
+    u10 = torch.mul(u5, u5, out=u4)
+    u20 = torch.mul(u10, u10, out=u1)
+    sums += [u20.sum(dim=-1), torch.mul(u20, u2, out=u3).sum(dim=-1), torch.mul(u20, u20, out=u4).sum(dim=-1)]
     # 0·(-inf) where a class has no mass: those products are NaN, and count for nothing.
-    weighted = 10.0 * torch.mul(u10, x, out=u8).nansum(dim=-1)
+    weighted = torch.mul(u20, x, out=u2).nansum(dim=-1) / _STEP
     # A tail without any finite logit has sums of 0; its peak of -inf already says that it holds nothing.
-    return torch.stack(sums, dim=1).clamp_(min=1e-30), weighted, u10
+    return torch.stack(sums, dim=1).clamp_(min=1e-30), weighted, u20
 
 
 def _draw(chances: Tensor, uniforms: Tensor, draws: int, classes: int) -> Tensor:
