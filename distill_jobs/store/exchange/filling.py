@@ -18,6 +18,7 @@ from distill_jobs.data.table import sample_id
 from distill_jobs.data.tokenizer import TokenizerFacts
 from distill_jobs.errors import DataError
 from distill_jobs.store.codecs.topk import TopKCodec
+from distill_jobs.store.exchange.lists import Documents
 from distill_jobs.store.exchange.source import TOKENS, Listed, Source
 from distill_jobs.store.exchange.sparse import ABSENT, listed, nothing_known, whole
 from distill_jobs.store.plan import StorePlan
@@ -59,16 +60,18 @@ class Layout:
 
 @dataclass(frozen=True)
 class Run:
-    """The rows of one part: ``start`` … ``start + len(lengths) - 1`` of a file, and how many tokens each has."""
+    """What one part is made from: the rows ``start`` … ``stop``-1 of a file, and the documents in them."""
 
     name: str
     sha256: str
     start: int
-    lengths: np.ndarray
+    stop: int
+    documents: Documents
 
     @property
-    def stop(self) -> int:
-        return self.start + len(self.lengths)
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document."""
+        return self.documents.lengths
 
     @property
     def identity(self) -> list[Any]:
@@ -109,12 +112,13 @@ class Work:
         return {**shaping, "coding": coding, "tokenizer": self.tokenizer.sha, "pad": self.tokenizer.pad_id}
 
     def sequences(self, run: Run) -> list[Sequence]:
-        """The rows of a run packed; in place of token ids they hold the tokens' numbers within the run."""
+        """The documents of a run packed; in place of token ids they hold the tokens' numbers within the run."""
         ends = np.cumsum(run.lengths)
+        told = zip(ends.tolist(), run.lengths.tolist(), run.documents.rows.tolist(), strict=True)
         # pack() only cuts ids and counts them, which a range does without being held.
         documents = [
-            Document(range(end - length, end), "", f"{run.name}:{run.start + row}")  # type: ignore[arg-type]
-            for row, (end, length) in enumerate(zip(ends.tolist(), run.lengths.tolist(), strict=True))
+            Document(range(end - length, end), "", f"{run.name}:{row}")  # type: ignore[arg-type]
+            for end, length, row in told
         ]
         return pack(documents, self.length)[0]
 
@@ -158,8 +162,8 @@ def _encoded(work: Work, plan: StorePlan, run: Run) -> tuple[np.ndarray, dict[st
     rows = int(np.clip(2 * _POSITIONS_AT_ONCE // max(1, run.lengths.max()), 1, 256))
     for first, starts, flat, entries in work.source.read(run.name, run.start, run.stop, rows):
         where = f"{work.source.folder}/{run.name}, rows {first} to {first + len(starts) - 2}"
-        lengths = run.lengths[first - run.start :][: len(starts) - 1]
-        chosen, gold, ids, values = _aligned(work, starts, flat, lengths, entries, where)
+        documents = run.documents.within(first, first + len(starts) - 1).after(-first)
+        chosen, gold, ids, values = _aligned(work, starts, flat, documents, entries, where)
         tokens[at : at + len(chosen)] = chosen
         for low in range(0, len(chosen), _POSITIONS_AT_ONCE):
             some = slice(low, low + _POSITIONS_AT_ONCE)
@@ -173,11 +177,12 @@ def _encoded(work: Work, plan: StorePlan, run: Run) -> tuple[np.ndarray, dict[st
 
 
 def _aligned(
-    work: Work, starts: np.ndarray, flat: np.ndarray, lengths: np.ndarray, entries: Listed, where: str
+    work: Work, starts: np.ndarray, flat: np.ndarray, documents: Documents, entries: Listed, where: str
 ) -> tuple[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor]:
     """For each token kept of a batch of rows [T]: itself, the token that follows in its piece (-1 where none does),
     and the entries that foretell that one, [T, W] each."""
     shift = int(work.layout.align == "same")
+    ends = documents.begins + documents.lengths
     whole_rows, given = np.diff(starts), np.diff(entries.starts)
     wrong = np.flatnonzero((given != whole_rows) & ((given != whole_rows - 1) | bool(shift)))
     if len(wrong):
@@ -185,18 +190,22 @@ def _aligned(
             f"{where}: row {wrong[0]} of them has {whole_rows[wrong[0]]} tokens but lists entries for "
             f"{given[wrong[0]]} positions; it should be as many{'' if shift else ', or one fewer'}"
         )
-    row = np.repeat(np.arange(len(lengths)), lengths)
+    if (ends > whole_rows[documents.rows]).any():
+        raise DataError(f"{where}: the file has changed while it was read; import it again")
+    lengths = documents.lengths
+    row, length = np.repeat(documents.rows, lengths), np.repeat(lengths, lengths)
     within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    place = starts[row] + within
-    last = (within == lengths[row] - 1) | (within % work.length == work.length - 1)
-    gold = np.where(last, -1, flat[np.minimum(place + 1, len(flat) - 1)])
+    place = within + np.repeat(documents.begins, lengths)
+    last = (within == length - 1) | (within % work.length == work.length - 1)
+    following = flat[np.minimum(starts[row] + place + 1, len(flat) - 1)]
     # The last token of a row may have no entry: nothing is scored there.
-    listed_there = within + shift < given[row]
-    entry = np.where(listed_there, entries.starts[row] + within + shift, -1)
+    listed_there = place + shift < given[row]
+    entry = np.where(listed_there, entries.starts[row] + place + shift, -1)
     # The last, spare entry stands for those that are not there.
     ids = np.pad(entries.ids, ((0, 1), (0, 0)), constant_values=ABSENT)[entry]
     values = np.pad(entries.values, ((0, 1), (0, 0)))[entry]
-    return flat[place], torch.from_numpy(gold), torch.from_numpy(ids), torch.from_numpy(values)
+    gold = torch.from_numpy(np.where(last, -1, following))
+    return flat[starts[row] + place], gold, torch.from_numpy(ids), torch.from_numpy(values)
 
 
 def _signal(work: Work, ids: torch.Tensor, values: torch.Tensor, gold: torch.Tensor, where: str) -> TeacherSignal:

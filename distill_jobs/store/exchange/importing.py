@@ -18,6 +18,7 @@ from distill_jobs.data.facts import DataFacts
 from distill_jobs.errors import DataError, StoreError
 from distill_jobs.store.codecs.topk import TopKCodec
 from distill_jobs.store.exchange.filling import Layout, Run, Work, write_rows
+from distill_jobs.store.exchange.lists import Documents
 from distill_jobs.store.exchange.source import Source, find, read_coding
 from distill_jobs.store.plan import PLAN, StorePlan
 from distill_jobs.store.writer import finish, start
@@ -85,17 +86,14 @@ def survey(source: Source, known: tokenizer.TokenizerFacts) -> list[Run]:
     pad = known.pad_id if known.pad_id != known.end_id else None
     runs: list[Run] = []
     for name in source.names:
-        lengths, largest = source.lengths(name, pad)
+        documents, largest = source.documents(name, pad)
         if largest >= known.vocabulary:
             raise DataError(
                 f"{source.folder}/{name} holds token {largest}, but the tokenizer has {known.vocabulary} tokens; "
                 "name the teacher's own tokenizer"
             )
         checksum = sha256(source.folder, name)
-        part_of = np.cumsum(lengths) // _TOKENS_PER_PART
-        cuts = np.flatnonzero(np.diff(part_of)) + 1
-        starts = [0, *cuts.tolist()]
-        runs += [Run(name, checksum, first, some) for first, some in zip(starts, _pieces(lengths, cuts), strict=True)]
+        runs += [Run(name, checksum, start, stop, documents.within(start, stop)) for start, stop in _cuts(documents)]
     runs = [run for run in runs if len(run.lengths) and run.lengths.max() > 1]
     if not runs:
         raise DataError(f"{source.folder} holds no rows of more than one token")
@@ -128,6 +126,10 @@ def _refuse_captured(into: Folder) -> None:
         raise StoreError(f"{into} holds a store that was captured; import into a new folder")
 
 
-def _pieces(lengths: np.ndarray, cuts: np.ndarray) -> list[np.ndarray]:
-    bounds = [0, *cuts.tolist(), len(lengths)]
-    return [lengths[start:stop] for start, stop in itertools.pairwise(bounds)]
+def _cuts(documents: Documents) -> list[tuple[int, int]]:
+    """Runs of whole rows of about ``_TOKENS_PER_PART`` tokens each: the first row and the one behind the last."""
+    if not len(documents.rows):
+        return []
+    part_of = np.cumsum(np.bincount(documents.rows, weights=documents.lengths)) // _TOKENS_PER_PART
+    bounds = [0, *(np.flatnonzero(np.diff(part_of)) + 1).tolist(), len(part_of)]
+    return list(itertools.pairwise(bounds))

@@ -1,7 +1,9 @@
-"""Arrow's lists as plain arrays, with nothing believed: types, nulls and lengths are looked at before they are used.
+"""Arrow's lists as plain arrays, and the documents in them, with nothing believed: types, nulls and lengths are looked at before they are used.
 
 Shapes: n rows, M inner lists of all of them together, W the longest inner list.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -71,3 +73,41 @@ def table(starts: np.ndarray, flat: pa.Array, where: str, kind: pa.DataType | No
         raise DataError(f"{where}: packed positions differ in length ({lengths.min()} and {lengths.max()} values)")
     values = flat.to_numpy(zero_copy_only=False)
     return np.asarray(values).reshape(len(lengths), int(lengths[0]) if len(lengths) else 0)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents within rows, in order: the row of each, where in it the document begins, and its tokens; [D] each."""
+
+    rows: np.ndarray
+    begins: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def marked(cls, starts: np.ndarray, marks: np.ndarray) -> "Documents":
+        """Runs of one and the same number in ``marks`` [M], within the rows that begin at ``starts`` [n + 1]."""
+        if not len(marks):
+            return cls.joined([])
+        edge = np.ones(len(marks), dtype=bool)
+        edge[1:] = marks[1:] != marks[:-1]
+        edge[starts[:-1][np.diff(starts) > 0]] = True
+        first = np.flatnonzero(edge)
+        lengths = np.diff(np.append(first, len(marks)))
+        row = np.searchsorted(starts, first, side="right") - 1
+        kept = marks[first] > 0
+        return cls(row[kept], (first - starts[row])[kept], lengths[kept])
+
+    @classmethod
+    def joined(cls, some: list["Documents"]) -> "Documents":
+        none = np.zeros(0, dtype=np.int64)
+        columns = [[d.rows for d in some], [d.begins for d in some], [d.lengths for d in some]]
+        return cls(*(np.concatenate([none, *column]) for column in columns))
+
+    def after(self, rows: int) -> "Documents":
+        """The same, when ``rows`` rows come before them."""
+        return Documents(self.rows + rows, self.begins, self.lengths)
+
+    def within(self, start: int, stop: int) -> "Documents":
+        """Those in the rows ``start`` … ``stop``-1; the rows keep their numbers."""
+        chosen = slice(*np.searchsorted(self.rows, [start, stop]))
+        return Documents(self.rows[chosen], self.begins[chosen], self.lengths[chosen])

@@ -16,10 +16,11 @@ from cluster.errors import FileError
 from cluster.files import Folder
 from distill_jobs.errors import DataError
 from distill_jobs.store.exchange import distillkit
-from distill_jobs.store.exchange.lists import integers, level, padded, reals, table, without_padding
+from distill_jobs.store.exchange.lists import Documents, integers, level, padded, reals, table, without_padding
 from distill_jobs.store.exchange.sparse import ABSENT
 
 TOKENS = "input_ids"
+SEGMENTS = "segments"
 IDS = ("ids", "indices", "token_ids", "top_ids", "topk_ids", "top_indices", "topk_indices")
 VALUES = ("logprobs", "values", "top_values", "topk_logprobs", "top_logprobs", "topk_values", "logits")
 
@@ -60,8 +61,11 @@ class Source:
     values: str | None = None
     coding: distillkit.Coding | None = None
 
-    def lengths(self, name: str, pad: int | None) -> tuple[np.ndarray, int]:
-        """Tokens of each row of a file [n], and the largest token id in it.
+    def documents(self, name: str, pad: int | None) -> tuple[Documents, int]:
+        """Where the documents of a file lie, and the largest token id in it.
+
+        A row is one document; where there is a column ``segments`` beside the tokens, its numbers tell a row's
+        documents apart, and 0 marks padding.
 
         Args:
             pad: the token that fills rows up: those at a row's end don't count. None where rows are not filled up.
@@ -69,19 +73,30 @@ class Source:
         Raises:
             DataError: the file can't be read, or its token ids are no lists of numbers from 0 up.
         """
-        lengths, largest = [], -1
-        for start, batch in self._batches(name, [self.tokens], 0, None, 1024):
+        found, largest, rows = [], -1, 0
+        wanted = [self.tokens, *([SEGMENTS] if SEGMENTS in self._schema(name).names else [])]
+        for start, batch in self._batches(name, wanted, 0, None, 1024):
             where = f"{self.folder}/{name}, from row {start}"
             starts, flat = level(_column(batch, self.tokens, where), f"{where}: column {self.tokens}")
             ids = integers(flat, f"{where}: column {self.tokens}")
             if len(ids) and ids.min() < 0:
                 raise DataError(f"{where}: column {self.tokens} holds {ids.min()}, which is no token id")
-            lengths.append(without_padding(starts, ids, pad))
             largest = max(largest, int(ids.max(initial=-1)))
-        found = np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
-        if len(found) and found.max() > MOST_TOKENS:
-            raise DataError(f"{self.folder}/{name} has a row of {found.max():,} tokens; {MOST_TOKENS:,} are the most")
-        return found, largest
+            if len(wanted) == 1:
+                lengths = without_padding(starts, ids, pad)
+                some = Documents(np.arange(len(lengths)), np.zeros_like(lengths), lengths)
+            else:
+                others, marks = level(_column(batch, SEGMENTS, where), f"{where}: column {SEGMENTS}")
+                if not np.array_equal(starts, others):
+                    raise DataError(f"{where}: {SEGMENTS} and {self.tokens} don't have the same lengths")
+                some = Documents.marked(starts, integers(marks, f"{where}: column {SEGMENTS}"))
+            found.append(some.after(rows))
+            rows += batch.num_rows
+        every = Documents.joined(found)
+        if len(every.lengths) and every.lengths.max() > MOST_TOKENS:
+            longest = every.lengths.max()
+            raise DataError(f"{self.folder}/{name} has a row of {longest:,} tokens; {MOST_TOKENS:,} are the most")
+        return every, largest
 
     def read(
         self, name: str, start: int, stop: int, rows: int = _ROWS

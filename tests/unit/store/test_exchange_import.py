@@ -18,6 +18,7 @@ from distill_jobs.store.exchange import importing
 from distill_jobs.store.exchange.export import export_store
 from distill_jobs.store.exchange.filling import Layout
 from distill_jobs.store.exchange.importing import import_store
+from distill_jobs.store.exchange.lists import Documents
 from distill_jobs.store.plan import StorePlan
 from distill_jobs.store.reader import LogitStore
 from distill_jobs.store.verify import verify
@@ -147,13 +148,16 @@ def test_distillkit(tmp_path: Path) -> None:
 
 def test_an_export_comes_back(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
-    rows, dense = rows_of(rng, [16, 16])
+    rows, dense = rows_of(rng, [16, 5, 9, 3])
     write_topk(tmp_path / "in" / "one.parquet", rows, dense, 10)
     import_store(str(tmp_path / "in"), Folder(str(tmp_path / "a")), "bytes", Layout())
     export_store(Folder(str(tmp_path / "a")), Folder(str(tmp_path / "out")))
     import_store(str(tmp_path / "out"), Folder(str(tmp_path / "b")), "bytes", Layout())
-    one, two = (by_tokens(LogitStore.open(Folder(str(tmp_path / name)))) for name in "ab")
-    assert set(one) == set(two)
+    stores = [LogitStore.open(Folder(str(tmp_path / name))) for name in "ab"]
+    # Documents that were packed into one sequence are told apart by its column of segments.
+    assert [store.rows for store in stores] == [3, 3] and verify(Folder(str(tmp_path / "b"))) == []
+    one, two = map(by_tokens, stores)
+    assert set(one) == set(two) == {bytes(row) for row in rows}
     for key, (targets, ranks, logprobs) in one.items():
         np.testing.assert_allclose(two[key][0], targets, atol=1e-3)
         np.testing.assert_array_equal(two[key][1], ranks)
@@ -266,6 +270,9 @@ def table(**columns) -> pa.Table:
         ({"ids": pa.array([[[1, 1]] * 3])}, "class 1 is listed twice"),
         ({"logprobs": pa.array([[["a", "b"]] * 3])}, "should be numbers without nulls, not string"),
         ({"logprobs": pa.array([[[3.0, 4.0]] * 3])}, "if the values are logits, say so"),
+        ({"segments": pa.array([[1, 1]])}, "segments and input_ids don't have the same lengths"),
+        ({"segments": pa.array(["abc"])}, "column segments should hold lists"),
+        ({"segments": pa.array([[0, 0, 0]])}, "no rows of more than one token"),
         ({"ids": EMPTY, "logprobs": EMPTY}, "lists nothing in its first rows"),
         (
             {"ids": pa.array([[[1, 2], [], [1, 2]]]), "logprobs": pa.array([[[-1.0, -2.0], [], [-1.0, -2.0]]])},
@@ -301,6 +308,14 @@ def test_places_that_are_refused(tmp_path: Path) -> None:
     into.write_json("plan.json", plan)
     with pytest.raises(StoreError, match="that was captured"):
         import_store(str(tmp_path / "in.parquet"), into, "bytes", Layout())
+
+
+def test_segments_are_documents() -> None:
+    marks = np.array([1, 1, 2, 2, 0, 2, 3, 3, 0, 0, 1])
+    found = Documents.marked(np.array([0, 5, 5, 9, 11]), marks)
+    assert found.rows.tolist() == [0, 0, 2, 2, 3]
+    assert found.begins.tolist() == [0, 2, 0, 1, 1] and found.lengths.tolist() == [2, 2, 1, 2, 1]
+    assert found.after(7).within(9, 10).begins.tolist() == [0, 1]
 
 
 def test_mutated_files_end_in_one_sentence_or_in_a_store(tmp_path: Path) -> None:
