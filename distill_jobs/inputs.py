@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from cluster.files import Folder, digest
+from cluster.files import Folder, digest, sha256
 from distill_jobs import __version__
 from distill_jobs.data.prepare import data_digest
+from distill_jobs.data.table import MANIFEST
 from distill_jobs.models.brought import brought_digest
 from distill_jobs.spec import Job
 from distill_jobs.spec.parts import Model
@@ -42,8 +43,9 @@ def inputs_of(job: Job) -> Inputs:
     student = {**code, **flatten(tree["student"], "student"), "weights": _weights(job.student.model)}
     # A baseline reads nothing of the teacher, unless it starts from its layers: another T or alpha leaves it alone.
     start = {"teacher": digest(teacher)} if job.student.model.kind == "init_from_teacher" else {}
+    mix = {"distill.mix": tree["distill"].pop("mix"), "mixed": _mixed(job)}
     for seed in job.seeds:
-        own = {**student, "seed": seed}
+        own = {**student, **mix, "seed": seed}
         inputs[f"student/{seed}"] = {**own, "capture": digest(capture), **flatten(tree["distill"], "distill")}
         inputs[f"baseline/{seed}"] = {**own, "prepare": digest(prepare), **start}
     arms = {name: digest(values) for name, values in inputs.items() if "/" in name}
@@ -104,6 +106,11 @@ def statuses_of(job: Job, inputs: Inputs, stage: str) -> list[Status]:
         "report": ("report", "report"),
     }[stage]
     return [status(name, workdir / folder, inputs[name])]
+
+
+def _mixed(job: Job) -> list[str]:
+    """What identifies the content of the stores that are mixed in."""
+    return [sha256(Folder(other.store), MANIFEST) for other in job.distill.mix]
 
 
 def _weights(model: Model) -> str | None:

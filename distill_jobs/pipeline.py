@@ -32,8 +32,8 @@ from distill_jobs.report.words import duration, money
 from distill_jobs.spec import Train
 from distill_jobs.stage import StageRecord, status
 from distill_jobs.store.plan import check_teacher
-from distill_jobs.store.reader import LogitStore
 from distill_jobs.training.arm import train_arms
+from distill_jobs.training.source import open_stores
 from distill_jobs.training.task import Arm, TrainTask
 
 
@@ -178,7 +178,8 @@ def _require_earlier(context: Context, stage: str) -> None:
 def _check_store(context: Context) -> None:
     """Refuse to train from a store that isn't whole, or that another teacher or other data made."""
     store, data = context.workdir / "store", context.workdir / "data"
-    opened = LogitStore.open(store, data)
+    job = context.job
+    opened = open_stores(store, data, job.reading, job.distill.mix)[0]
     check_teacher(opened.plan, model_digest(context.workdir / "teacher" / "model"), DataFacts.load(data))
 
 
@@ -209,6 +210,8 @@ def _train_gang(
         teacher=context.workdir / "teacher" / "model",
         cores=gang.workers * gang.cpus,
         devices=gang.workers * gang.gpus,
+        reading=context.job.reading,
+        mix=context.job.distill.mix,
     )
     order = {arm.name: i for i, arm in enumerate(arms)}
 

@@ -49,6 +49,17 @@ class Batch:
         return Batch(inputs, self.labels.to(device), self.sample_ids.to(device))
 
 
+def batch_columns(facts: DataFacts) -> list[str]:
+    """The columns that ``make_batch`` needs of data described by ``facts``."""
+    inputs = {
+        "documents": ["input_ids", "segments"],
+        "text": ["input_ids", "tokens", "label"],
+        "image": ["pixels", "label"],
+        "tabular": ["features", "label"],
+    }
+    return ["sample_id", *inputs[facts.features]]
+
+
 def make_batch(columns: dict[str, np.ndarray], facts: DataFacts) -> Batch:
     """Tensors for the rows in ``columns`` (see ``TableReader.take``) of data described by ``facts``."""
     sample_ids = _long(columns["sample_id"])

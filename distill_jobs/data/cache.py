@@ -86,9 +86,14 @@ class PartCache:
                 self._copy(wanted, size, final)
         return final
 
-    def prefetch(self, wanted: list[Wanted], spare: list[Wanted]) -> None:
-        """Fetch parts behind the caller's back, in this order, as far as there is room beside ``spare``."""
-        self._ahead.ask(wanted, frozenset(w.cached for w in [*spare, *wanted]))
+    def prefetch(self, wanted: list[Wanted], spare: list[Wanted], reader: str = "") -> None:
+        """Fetch parts behind the caller's back, in this order, as far as there is room beside what is spared.
+
+        Args:
+            spare: parts that are being read. They stay, and so does what other readers spare.
+            reader: who asks; what it asked for before is forgotten.
+        """
+        self._ahead.ask(reader, wanted, frozenset(w.cached for w in [*spare, *wanted]))
 
     def _copy(self, wanted: Wanted, size: int, final: Path) -> None:
         handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".tmp")
@@ -134,17 +139,17 @@ class PartCache:
 
 
 class _Ahead:
-    """One thread that fetches what will be needed next; a newer wish replaces what is still left of an older one."""
+    """One thread that fetches what will be needed next; a reader's newer wish replaces its older one."""
 
     def __init__(self, cache: PartCache) -> None:
         self._cache, self._wake = cache, threading.Condition()
-        self._left: deque[Wanted] = deque()
-        self._spare: frozenset[str] = frozenset()
+        self._left: dict[str, deque[Wanted]] = {}
+        self._spare: dict[str, frozenset[str]] = {}
         self._thread: threading.Thread | None = None
 
-    def ask(self, wanted: list[Wanted], spare: frozenset[str]) -> None:
+    def ask(self, reader: str, wanted: list[Wanted], spare: frozenset[str]) -> None:
         with self._wake:
-            self._left, self._spare = deque(wanted), spare
+            self._left[reader], self._spare[reader] = deque(wanted), spare
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="read ahead", daemon=True)
                 self._thread.start()
@@ -153,9 +158,11 @@ class _Ahead:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._left:
+                while not any(self._left.values()):
                     self._wake.wait()
-                wanted, spare = self._left.popleft(), self._spare
+                # Whoever has most left to fetch comes first.
+                wanted = max(self._left.values(), key=len).popleft()
+                spare = frozenset().union(*self._spare.values())
             # Whoever needs the part meets the same error, and tells it.
             with suppress(FileError, Damage, OSError):
                 self._cache.fetch(wanted, spare)

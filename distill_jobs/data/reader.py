@@ -165,7 +165,7 @@ class TableReader:
     def prefetch(self, parts: list[int], spare: list[int]) -> None:
         """Have parts of a remote table fetched ahead, without giving up the parts ``spare``; else do nothing."""
         if self._cache is not None:
-            self._cache.prefetch(self.wanted(parts), self.wanted(spare))
+            self._cache.prefetch(self.wanted(parts), self.wanted(spare), str(self.folder))
 
     def _from_one(self, number: int, rows: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
         part = self._part(number)

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from distill_jobs.spec.base import Part
 from distill_jobs.spec.parts import Capture, Cluster, Costs, Data, Distill, Evaluate, Student, Teacher, Tracking
+from distill_jobs.spec.reading import Reading
 
 
 class Job(Part):
@@ -19,6 +20,7 @@ class Job(Part):
     student: Student
     distill: Distill = Distill()
     capture: Capture = Capture()
+    reading: Reading = Reading()
     evaluate: Evaluate = Evaluate()
     costs: Costs = Costs()
     tracking: Tracking = Tracking()

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from distill_jobs.spec.base import OneOf, Part
+from distill_jobs.spec.reading import Mix
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -201,10 +202,21 @@ class Student(Part):
 
 
 class Distill(Part):
-    """``L = (1-alpha)·CE(student, hard) + alpha·T²·KL(teacher_T ‖ student_T)``."""
+    """``L = (1-alpha)·CE(student, hard) + alpha·T²·KL(teacher_T ‖ student_T)``.
+
+    ``mix`` names further stores; the job's own gives the samples that their shares leave.
+    """
 
     temperature: Annotated[float, Field(ge=0.5, le=10.0)] = 2.0
     alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
+    mix: tuple[Mix, ...] = ()
+
+    @model_validator(mode="after")
+    def _mix_leaves_own(self) -> Self:
+        taken = sum(other.share for other in self.mix)
+        if taken > 0.999:
+            raise ValueError(f"the shares in mix add up to {taken:g}; leave the job's own store at least 0.001")
+        return self
 
 
 class Dense(Part):
@@ -241,7 +253,10 @@ class Codec(OneOf):
 
 
 class Capture(Part):
-    """The teacher's pass over the training rows by a pool of actors. ``seed`` fixes what codecs with draws draw."""
+    """The teacher's pass over the training rows by a pool of actors. ``seed`` fixes what codecs with draws draw.
+
+    ``fidelity_positions`` held-back positions show what the codec keeps of the teacher; 0 leaves that out.
+    """
 
     codec: Codec | None = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -251,6 +266,7 @@ class Capture(Part):
     batch_tokens: Positive = 2048
     precision: Precision = "auto"
     retries: Annotated[int, Field(ge=0)] = 3
+    fidelity_positions: Annotated[int, Field(ge=0, le=1 << 20)] = 512
 
 
 class Evaluate(Part):

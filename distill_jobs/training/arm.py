@@ -24,7 +24,7 @@ from distill_jobs.training.task import Arm, TrainTask
 def train_arms(rank: Rank, task: TrainTask) -> list[dict[str, Any]]:
     """Train the task's arms one after another; returns their stage records. Each is committed as soon as it ends."""
     facts = DataFacts.load(task.data)
-    validation = split_source(task.data, "validation")
+    validation = split_source(task.data, "validation", task.reading)
     records = []
     for arm in task.arms:
         started = time.time()
@@ -66,9 +66,9 @@ def _student_model(arm: Arm, task: TrainTask, facts: DataFacts) -> Scorer:
 
 def _train(arm: Arm, task: TrainTask, scorer: Scorer, validation: Source, rank: Rank) -> Progress:
     if task.store is None:
-        train = split_source(task.data, "train")
+        train = split_source(task.data, "train", task.reading)
     else:
-        train = store_source(task.store, task.data, soft=arm.alpha > 0)
+        train = store_source(task.store, task.data, arm.alpha > 0, task.reading, task.mix)
     steps = steps_of(train.rows, arm.train.epochs, arm.train.steps, arm.train.batch_size)
     # The same for student and baseline: dropout and the like must not make the arms differ.
     torch.manual_seed(arm.seed)

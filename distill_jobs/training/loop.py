@@ -14,7 +14,7 @@ from distill_jobs.data.batch import Batch
 from distill_jobs.errors import TrainingError
 from distill_jobs.losses import LossParts, distillation_loss
 from distill_jobs.store.signal import TeacherSignal
-from distill_jobs.training.feed import Order, even_shares, share_of_rank
+from distill_jobs.training.feed import even_shares, share_of_rank
 from distill_jobs.training.source import Source
 from distill_jobs.training.task import Arm
 
@@ -37,7 +37,7 @@ class Loop:
     def __init__(self, arm: Arm, engine: Engine, train: Source, validation: Source, rank: Rank, steps: int) -> None:
         self.arm, self.engine, self.rank, self.steps = arm, engine, rank, steps
         self.train, self.validation = train, validation
-        self.order = Order(train.rows, arm.seed)
+        self.order = train.order(arm.seed)
         self.progress = Progress()
         self.every = max(1, math.ceil(train.rows / arm.train.batch_size))
         self.log_every = max(1, steps // 100)

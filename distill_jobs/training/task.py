@@ -1,10 +1,11 @@
 """What a gang is sent to do: arms, each one model trained once. Plain data, so that it pickles small."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.files import Folder
 from distill_jobs.spec import Model, Train
+from distill_jobs.spec.reading import Mix, Reading
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class TrainTask:
         store: the logit store to train from; None reads the prepared training split (the teacher has no teacher).
         teacher: the teacher's saved model, for students cut from it.
         cores, devices: what the whole gang holds, for the meter.
+        reading: how parts are read.
+        mix: further stores to train students and baselines from.
     """
 
     arms: tuple[Arm, ...]
@@ -47,3 +50,5 @@ class TrainTask:
     teacher: Folder | None
     cores: float
     devices: float
+    reading: Reading = field(default_factory=Reading)
+    mix: tuple[Mix, ...] = ()
