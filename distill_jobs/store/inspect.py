@@ -160,8 +160,10 @@ def _names(store: LogitStore, folder: Folder, data: Folder | None) -> _Names:
     if store.facts.classes:
         return _Names(store.facts.classes, None)
     beside = Folder(folder.uri.rstrip("/").rpartition("/")[0]) / "data"
+    # An imported store has no data beside it, and brings its tokenizer itself.
+    own = folder if (folder / "tokenizer").exists("tokenizer.json") else beside
     try:
-        return _Names((), open_tokenizer(data or beside))
+        return _Names((), open_tokenizer(data or own))
     except (DistillError, OSError, ValueError):
         # The numbers still say much; a tokenizer that has gone is no fault of the store.
         return _Names((), None)

@@ -1,4 +1,4 @@
-"""Arrow's lists as plain arrays, and the documents in them, with nothing believed: types, nulls and lengths are looked at before they are used.
+"""Arrow's lists as plain arrays, and the documents in them. Types, nulls and lengths are checked, never believed.
 
 Shapes: n rows, M inner lists of all of them together, W the longest inner list.
 """

@@ -14,7 +14,7 @@ from distill_jobs.store.reader import LogitStore
 
 def test_there_and_back(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = [rng.integers(0, 256, 12).tolist() for _ in range(3)]
+    rows = [list(b"a plain text")] + [rng.integers(0, 256, 12).tolist() for _ in range(2)]
     dense = [teacher(rng, 12, 258) for _ in rows]
     for name, some in {"a": slice(2), "b": slice(2, 3)}.items():
         write_topk(tmp_path / "in" / f"{name}.parquet", rows[some], dense[some], 8)
@@ -27,7 +27,8 @@ def test_there_and_back(tmp_path: Path) -> None:
     one, out = str(tmp_path / "one"), str(tmp_path / "out")
     said = run("import", str(tmp_path / "in"), "--into", one, "--tokenizer", "bytes", "--teacher", "somebody")
     assert "holds 3 rows, 36 tokens" in said
-    assert "import:somebody" in run("inspect", one) and "is whole" in run("verify", one)
+    told = run("inspect", one, "--samples", "30")
+    assert "import:somebody" in told and "a plain" in told and "is whole" in run("verify", one)
     assert "holds 3 rows in 2 shards" in run("export", one, "--to", out)
     assert (tmp_path / "out" / "export.json").exists()
     assert "holds 3 rows" in run("export", one, "--to", str(tmp_path / "hf"), "--format", "datasets")
