@@ -28,9 +28,9 @@ _NODES = (torch.tensor(TAIL_BETAS, dtype=torch.float64) + SHIFT).log()
 def log_partition(nodes: Tensor, beta: float) -> Tensor:
     """f(β) at any β in [0.1, 2], from its values [N, M] at ``TAIL_BETAS``: [N], -inf for an empty tail.
 
-    The polynomial in log(β + 0.4) through all nodes (Lagrange), kept between the bounds that convexity gives: f lies under the chord of
-    its interval and above its neighbours' chords drawn on into the interval. On smooth tails the polynomial rules; on
-    tails with a wide gap inside, where it would swing, the bounds do.
+    The polynomial in log(β + 0.4) through all nodes (Lagrange), kept between the bounds that convexity gives: f lies
+    under the chord of its interval and above its neighbours' chords drawn on into the interval. On smooth tails the
+    polynomial rules; on tails with a wide gap inside, where it would swing, the bounds do.
 
     Raises:
         ValueError: β lies outside the nodes.

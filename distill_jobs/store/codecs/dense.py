@@ -45,7 +45,8 @@ class DenseCodec:
 def _encode(logits: Tensor, gold: Tensor) -> Columns:
     logprob = torch.log_softmax(logits.float(), dim=-1).clamp_(min=FLOOR)
     has_gold = gold >= 0
-    gold_logprob = logprob.gather(1, gold.clamp(min=0)[:, None])
-    rank = torch.where(has_gold, (logprob > gold_logprob).sum(dim=-1), -1)
+    at_gold = gold.clamp(min=0)[:, None]
+    gold_logprob = logprob.gather(1, at_gold)
+    rank = torch.where(has_gold, (logits > logits.gather(1, at_gold)).sum(dim=-1), -1)
     entropy = -(logprob.exp() * logprob).sum(dim=-1)
     return {"logprob": logprob.half(), **fields.pack_statistics(gold_logprob[:, 0], rank, entropy)}

@@ -164,7 +164,7 @@ def _draw(chances: Tensor, uniforms: Tensor, draws: int, classes: int) -> Tensor
         chances: [N, V'] not normalised, V' a multiple of the group.
         uniforms: [N] float64.
     """
-    groups = chances.view(len(chances), -1, _GROUP)
+    groups = chances.view(len(chances), chances.shape[1] // _GROUP, _GROUP)
     reached = groups.sum(dim=-1).double().cumsum(dim=-1)
     teeth = torch.arange(draws, dtype=torch.float64, device=chances.device)
     targets = (uniforms[:, None] + teeth) / draws * reached[:, -1:]

@@ -1,6 +1,7 @@
 """Codecs against a plain float64 reference: any teacher, any T in [0.5, 10]."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,10 +15,24 @@ from distill_jobs.spec.parts import Codec as CodecSpec
 from distill_jobs.spec.parts import TopK
 from distill_jobs.store.codecs import CODECS, Codec, bytes_per_position, codec_from_plan, make_codec
 from distill_jobs.store.codecs.dense import DenseCodec
-from distill_jobs.store.codecs.topk import TopKCodec, largest
-from distill_jobs.store.signal import TAIL_BETAS, tail_log_partition
+from distill_jobs.store.codecs.hybrid import HybridCodec
+from distill_jobs.store.codecs.sampled import SampledCodec
+from distill_jobs.store.codecs.select import largest
+from distill_jobs.store.codecs.topk import TopKCodec
+from distill_jobs.store.draws import uniforms
+from distill_jobs.store.tail import TAIL_BETAS, log_partition
 
+CODECS_UNDER_TEST = [DenseCodec(), TopKCodec(4), SampledCodec(6), HybridCodec(4, 3)]
 TEMPERATURES = (0.5, 0.6, 0.8, 1.0, 1.3, 2.0, 3.0, 4.5, 7.0, 10.0)
+
+
+def chances(rows: int, seed: int = 0) -> Tensor:
+    """Uniform numbers for ``rows`` positions."""
+    return uniforms(seed, torch.arange(rows), 1)
+
+
+def every_bit_set(column: Tensor) -> Tensor:
+    return torch.full_like(column.view(torch.uint8), 255).view(column.dtype)
 
 
 def teachers(rows: int, classes: int, seed: int = 0) -> dict[str, Tensor]:
@@ -56,7 +71,7 @@ def tail_error(logits: Tensor, signal, temperature: float) -> float:
     logprob = torch.log_softmax(logits.double(), dim=-1)
     head = torch.logsumexp(beta * logprob.gather(1, signal.head_ids), dim=-1)
     tail = torch.logsumexp((beta * logprob).scatter(1, signal.head_ids, -math.inf), dim=-1)
-    found = tail_log_partition(signal.tail_nodes.double(), beta)
+    found = log_partition(signal.tail_nodes.double(), beta)
     return float((torch.logaddexp(head, found) - torch.logaddexp(head, tail)).abs().max())
 
 
@@ -68,7 +83,7 @@ def test_topk_is_right_at_every_temperature(classes: int) -> None:
         signal = TopKCodec(64).decode(TopKCodec(64).encode(logits, gold), classes)
         logprob = torch.log_softmax(logits.double(), dim=-1)
         torch.testing.assert_close(
-            signal.entropy.double(), -torch.xlogy(logprob.exp(), logprob.exp()).sum(-1), atol=2e-4, rtol=1e-4
+            signal.entropy.double(), -torch.xlogy(logprob.exp(), logprob.exp()).sum(-1), atol=7e-4, rtol=1e-4
         )
         for temperature in TEMPERATURES:
             error = tail_error(logits, signal, temperature)
@@ -146,26 +161,29 @@ def test_dense_is_exact_but_for_fp16() -> None:
             assert float((found.exp() - true.exp()).abs().max()) < 5e-3, (name, temperature)
 
 
-def test_a_tail_that_underflows_is_kept_in_the_log() -> None:
+def test_a_tail_of_no_account_stays_of_no_account() -> None:
     logits = torch.full((1, 100), -500.0)
     logits[0, 0] = 0.0
     signal = TopKCodec(1).decode(TopKCodec(1).encode(logits, torch.tensor([5])), 100)
     for temperature in TEMPERATURES:
         _, tail = signal.at(temperature)
         assert tail is not None
-        torch.testing.assert_close(float(tail[0]), math.log(99) - 500 / temperature, rtol=1e-4, atol=1e-2)
+        # 16 bits reach 64 nats down: what lies below is stored as that, which no sum notices.
+        true = math.log(99) - 500 / temperature
+        torch.testing.assert_close(float(tail[0]), true, rtol=1e-4, atol=1e-2) if true > -60 else None
+        assert float(tail[0]) < -45
     assert int(signal.gold_rank[0]) == 1
-    torch.testing.assert_close(float(signal.gold_logprob[0]), -500.0)
+    assert float(signal.gold_logprob[0]) == pytest.approx(-64, abs=0.01)
 
 
-@pytest.mark.parametrize("codec", [DenseCodec(), TopKCodec(4)], ids=lambda c: c.name)
+@pytest.mark.parametrize("codec", CODECS_UNDER_TEST, ids=lambda c: c.name)
 def test_broken_logits_are_named(codec: Codec) -> None:
     logits = torch.randn(10, 12)
     logits[2, 3] = math.nan
     logits[5, 0] = math.inf
     logits[7] = -math.inf
     with pytest.raises(CaptureError, match=r"3 of 10 positions: 2, 5, 7;"):
-        codec.encode(logits, torch.zeros(10, dtype=torch.int64))
+        codec.encode(logits, torch.zeros(10, dtype=torch.int64), chances(10))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -187,15 +205,28 @@ def test_largest_by_groups_is_exact() -> None:
         assert all(len(set(row.tolist())) == 17 for row in ids)
 
 
-@pytest.mark.parametrize(("classes", "kind"), [(65536, "uint16"), (65537, "uint32")])
-def test_ids_are_as_wide_as_the_vocabulary_needs(classes: int, kind: str) -> None:
+@pytest.mark.parametrize("classes", [32_000, 65_536, 65_537, 131_072, 131_073, 151_669, 262_144])
+@pytest.mark.parametrize("codec", [TopKCodec(8), SampledCodec(9), HybridCodec(10, 3)], ids=lambda c: c.name)
+def test_ids_of_wide_vocabularies(codec: Codec, classes: int) -> None:
     logits = torch.randn(2, classes)
     logits[:, -1] = 50.0
-    encoded = TopKCodec(8).encode(logits, torch.tensor([classes - 1, -100]))
-    assert str(encoded["ids"].dtype) == f"torch.{kind}"
-    signal = TopKCodec(8).decode(encoded, classes)
-    assert signal.head_ids is not None and signal.head_ids[:, 0].tolist() == [classes - 1] * 2
+    columns = codec.encode(logits, torch.tensor([classes - 1, -100]), chances(2))
+    signal = codec.decode(columns, classes)
+    codec.check(columns, classes)
+    assert signal.top1.tolist() == [classes - 1] * 2
     assert signal.gold_rank.tolist() == [0, -1]
+    ids = signal.draw_ids if signal.head_ids is None or not signal.head_ids.shape[1] else signal.head_ids
+    assert ids is not None and ids[0, 0] == classes - 1 and int(ids.max()) < classes
+    if classes & (classes - 1):
+        with pytest.raises(StoreError, match="holds class"):
+            codec.check({name: every_bit_set(column) for name, column in columns.items()}, classes)
+
+
+def test_bytes_of_a_position() -> None:
+    narrow, wide, widest = 65_536, 131_072, 262_144
+    assert [bytes_per_position(HybridCodec(), v) for v in (narrow, wide, widest)] == [215, 223, 231]
+    assert [bytes_per_position(HybridCodec(12, 4), v) for v in (narrow, wide, widest)] == [71, 73, 75]
+    assert [bytes_per_position(HybridCodec(12, 3), v) for v in (narrow, wide, widest)] == [68, 70, 72]
 
 
 def test_codecs_by_spec_and_plan() -> None:
@@ -203,7 +234,8 @@ def test_codecs_by_spec_and_plan() -> None:
     assert make_codec(CodecSpec(topk=TopK(k=7)), lm_facts()) == TopKCodec(7)
     big = TopKCodec()
     assert codec_from_plan({"name": big.name, **big.arguments()}) == big
-    assert bytes_per_position(big, 49152) == 64 * 4 + 28 + 4 + 2 + 4
+    assert make_codec(None, replace(lm_facts(), vocabulary=5000)) == HybridCodec(48, 16)
+    assert bytes_per_position(big, 49152) == 64 * 4 + 14 + 6
     assert all(made.name == name for name, made in CODECS.items())
     for wrong in ({"name": "zip"}, {"name": "topk", "k": -1}, {"name": "topk", "q": 1}, [], {"name": ["x"]}):
         with pytest.raises(StoreError):
@@ -212,16 +244,16 @@ def test_codecs_by_spec_and_plan() -> None:
 
 def test_temperature_outside_the_nodes() -> None:
     with pytest.raises(ValueError, match="outside"):
-        tail_log_partition(torch.zeros(1, len(TAIL_BETAS)), 1 / 11)
+        log_partition(torch.zeros(1, len(TAIL_BETAS)), 1 / 11)
 
 
-@pytest.mark.parametrize("codec", [DenseCodec(), TopKCodec(4)], ids=lambda c: c.name)
+@pytest.mark.parametrize("codec", CODECS_UNDER_TEST, ids=lambda c: c.name)
 def test_encoding_without_gradients_and_of_nothing(codec: Codec) -> None:
     logits, gold = torch.randn(900, 600), torch.randint(0, 600, (900,))
-    plain, threads = codec.encode(logits, gold), torch.get_num_threads()
+    plain, threads = codec.encode(logits, gold, chances(900)), torch.get_num_threads()
     with torch.inference_mode():
-        inferred = codec.encode(logits.clone(), gold)
+        inferred = codec.encode(logits.clone(), gold, chances(900))
     assert all(torch.equal(plain[name], inferred[name]) for name in plain)
     assert torch.get_num_threads() == threads
-    nothing = codec.decode(codec.encode(logits[:0], gold[:0]), 600)
+    nothing = codec.decode(codec.encode(logits[:0], gold[:0], chances(0)), 600)
     assert len(nothing) == 0 and nothing.at(2.0)[0].shape[0] == 0
