@@ -96,7 +96,7 @@ def _draws(signal: TeacherSignal, ids: Tensor) -> Iterator[str]:
             yield "draws with counts are not in rising order, each class once"
     if signal.head_ids is not None and signal.head_ids.shape[1]:
         head = signal.head_ids.sort(dim=-1).values
-        at = torch.searchsorted(head, ids).clamp_(max=head.shape[1] - 1)
+        at = torch.searchsorted(head, ids.contiguous()).clamp_(max=head.shape[1] - 1)
         # A tail without any mass gives nothing to draw from: what stands there counts for nothing.
         some = signal.tail_at(1.0)[:, None] > _DEEPEST
         if bool((used & some & (head.gather(1, at) == ids)).any()):

@@ -8,6 +8,7 @@ from cluster.files import Folder, digest
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.errors import DataError, StoreError, VocabularyError
 from distill_jobs.store.codecs import Codec, codec_from_plan
+from distill_jobs.store.rows import data_columns
 
 PLAN = "plan.json"
 PARTS = "parts"
@@ -132,6 +133,7 @@ class StorePlan:
         if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 40 for n in sizes):
             raise TypeError
         facts = self.make_facts()
+        data_columns(facts)
         agree = (
             facts.targets == self.classes
             and facts.positions_per_row == self.positions_per_row

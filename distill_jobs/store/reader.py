@@ -16,6 +16,7 @@ from distill_jobs.data.table import MANIFEST
 from distill_jobs.errors import DataError, StoreError
 from distill_jobs.store.codecs import Field
 from distill_jobs.store.plan import PARTS, SPLIT, StorePlan, refuse_cold
+from distill_jobs.store.rows import check_rows, data_columns
 from distill_jobs.store.signal import TeacherSignal
 from distill_jobs.store.writer import PREFIX, SEAL, STAYS_IN_DATA, column_type, seal
 
@@ -59,13 +60,7 @@ class LogitStore:
         """
         plan = StorePlan.load(folder)
         manifest = read_manifest(folder, plan)
-        if sha256(folder / PARTS, MANIFEST) != manifest.get("table_sha256"):
-            raise StoreError(f"{folder}/{PARTS}/{MANIFEST} is not the file that was written; run capture again")
-        table = TableReader(folder / PARTS, StoreError, cache=cache, verify=verify)
-        if table.parts != plan.parts or table.rows != manifest["rows"]:
-            raise StoreError(f"{folder}: manifest, plan and parts disagree about rows or parts; capture again")
-        if table.rows:
-            _check_schema(table.schema, plan, folder)
+        table = open_parts(folder, plan, manifest, cache=cache, verify=verify)
         pixels = _pixels(plan, table, data, cache, verify) if plan.facts["features"] == "image" else None
         return cls(plan, manifest, table, pixels)
 
@@ -123,12 +118,13 @@ class LogitStore:
         return raw
 
     def _check_part(self, part: int) -> None:
-        """Refuse a part whose soft targets hold what no encoder writes. In pieces: a part may be gigabytes."""
+        """Refuse a part that holds what no encoder and no preparing writes. In pieces: a part may be gigabytes."""
         numbers = np.asarray(self.table.part_range(part), dtype=np.int64)
         rows = max(1, _CHECKED_POSITIONS // self.plan.positions_per_row)
         for start in range(0, len(numbers), rows):
-            columns = self.table.take(numbers[start : start + rows], self._soft)
+            columns = self.table.take(numbers[start : start + rows], [*data_columns(self.facts), *self._soft])
             try:
+                check_rows(columns, self.facts)
                 self._codec.check(self._raw(columns, "cpu", None), self.plan.classes)
             except StoreError as error:
                 raise StoreError(f"part {part} of {self.table.folder}: {error}") from None
@@ -161,6 +157,29 @@ def read_manifest(folder: Folder, plan: StorePlan, cold: bool = False) -> dict[s
     return manifest
 
 
+def open_parts(
+    folder: Folder,
+    plan: StorePlan,
+    manifest: dict[str, Any],
+    *,
+    cache: PartCache | None = None,
+    verify: bool = True,
+) -> TableReader:
+    """The parts of a store as a table; ``cache`` and ``verify`` as for ``LogitStore.open``.
+
+    Raises:
+        StoreError: the parts are not those that plan and manifest speak of.
+    """
+    if sha256(folder / PARTS, MANIFEST) != manifest.get("table_sha256"):
+        raise StoreError(f"{folder}/{PARTS}/{MANIFEST} is not the file that was written; run capture again")
+    table = TableReader(folder / PARTS, StoreError, cache=cache, verify=verify)
+    if table.parts != plan.parts or table.rows != manifest["rows"]:
+        raise StoreError(f"{folder}: manifest, plan and parts disagree about rows or parts; capture again")
+    if table.rows:
+        _check_schema(table.schema, plan, folder)
+    return table
+
+
 def _values(columns: dict[str, np.ndarray], name: str, field: Field, positions: int) -> np.ndarray:
     values = columns.get(PREFIX + name)
     if values is None:
@@ -174,12 +193,13 @@ def _values(columns: dict[str, np.ndarray], name: str, field: Field, positions: 
 
 
 def _check_schema(schema: pa.Schema, plan: StorePlan, folder: Folder) -> None:
-    for name, field in plan.make_codec().fields(plan.classes).items():
-        expected = column_type(field, plan.positions_per_row)
-        at = schema.get_field_index(PREFIX + name)
+    fields = plan.make_codec().fields(plan.classes)
+    soft = {PREFIX + name: column_type(field, plan.positions_per_row) for name, field in fields.items()}
+    for name, expected in {**data_columns(plan.make_facts()), **soft}.items():
+        at = schema.get_field_index(name)
         if at < 0 or schema.field(at).type != expected:
             found = "missing" if at < 0 else str(schema.field(at).type)
-            raise StoreError(f"{folder}: column {PREFIX}{name} is {found}, but the plan's codec takes {expected}")
+            raise StoreError(f"{folder}: column {name} is {found}, but by the plan it is {expected}")
 
 
 def _pixels(
