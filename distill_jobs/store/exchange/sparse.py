@@ -8,6 +8,7 @@ Shapes: N positions, W listed entries, K head entries, V classes.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,8 +47,8 @@ def listed(ids: Tensor, values: Tensor, kind: str, classes: int, most_mass: floa
         if bool((values[there] < 0).any()):
             raise DataError("a probability is negative; are these logprobs?")
         values = values.masked_fill(~there, 0.0).log()
-    values, order = values.sort(dim=-1, descending=True, stable=True)
-    ids = ids.gather(1, order).masked_fill(torch.isneginf(values), ABSENT)
+    ids, values = _falling(ids, values)
+    ids = ids.masked_fill(torch.isneginf(values), ABSENT)
     _refuse_twice(ids)
     total = (
         torch.logsumexp(values, dim=-1, keepdim=True) if ids.shape[1] else values.new_full((len(ids), 1), -torch.inf)
@@ -78,9 +79,7 @@ def whole(ids: Tensor, logprob: Tensor, gold: Tensor, classes: int, k: int) -> T
     left = (1.0 - logprob.exp().sum(dim=-1, keepdim=True)).clamp(min=0.0)
     # Without any class outside there is no place for a remainder, which then is but rounding.
     share = torch.where(outside > 0, left / outside.clamp(min=1), 0.0).log()
-    ids = _filled(ids)
-    logprob, order = torch.where(there, logprob, share).sort(dim=-1, descending=True, stable=True)
-    ids = ids.gather(1, order)
+    ids, logprob = _falling(_filled(ids), torch.where(there, logprob, share))
     tail = classes - k
     gold_logprob, gold_rank = _gold(ids, logprob, share, gold, tail)
     return TeacherSignal(
@@ -99,6 +98,15 @@ def nothing_known(classes: int, k: int) -> TeacherSignal:
     """One position at which every class is as likely as any other: what padding holds."""
     empty = torch.zeros(1, 0)
     return whole(empty.long(), empty.double(), torch.full((1,), -1), classes, k)
+
+
+def _falling(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Both [N, W] in the order of falling values, equal ones as they were."""
+    if bool((values[:, 1:] <= values[:, :-1]).all()):
+        # So they come from nearly everybody, and sorting is most of the work.
+        return ids, values
+    values, order = values.sort(dim=-1, descending=True, stable=True)
+    return ids.gather(1, order), values
 
 
 def _gold(ids: Tensor, logprob: Tensor, share: Tensor, gold: Tensor, tail: int) -> tuple[Tensor, Tensor]:
@@ -145,7 +153,8 @@ def _filled(ids: Tensor) -> Tensor:
 
 
 def _refuse_twice(ids: Tensor) -> None:
-    ordered = ids.sort(dim=-1).values
+    # numpy sorts short rows of integers many times as fast as torch does.
+    ordered = np.sort(ids.to(torch.int32).numpy(), axis=-1)
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != ABSENT)
-    if bool(twice.any()):
-        raise DataError(f"class {int(ordered[:, 1:][twice][0])} is listed twice at one position")
+    if twice.any():
+        raise DataError(f"class {ordered[:, 1:][twice][0]} is listed twice at one position")
