@@ -22,6 +22,7 @@ from distill_jobs.store.exchange.lists import Documents
 from distill_jobs.store.plan import StorePlan
 from distill_jobs.store.reader import LogitStore
 from distill_jobs.store.verify import verify
+from distill_jobs.training.source import store_source
 
 CLASSES = 258  # bytes, and the two special tokens of the tokenizer ``bytes``
 CURVE = {
@@ -103,9 +104,9 @@ def test_plain_lists(tmp_path: Path) -> None:
     # Packed: the four rows of the first file take 89 tokens, in three sequences and no more.
     assert store.rows == 4
     check_documents(store, rows, [even_tail(d, 10) for d in dense], atol=2e-3)
-    columns = store.take(np.arange(store.rows))
-    batch = make_batch(columns, store.facts)
-    signal = store.signal(columns, "cpu", batch.keep)
+    # What a training run sees; there are no data beside the store.
+    batch, signal = store_source(into, Folder(str(tmp_path / "nothing")), soft=True).load(np.arange(store.rows), "cpu")
+    assert signal is not None and len(signal) == 94
     student = torch.zeros(len(signal), CLASSES, requires_grad=True)
     loss = distillation_loss(student, batch.labels.reshape(-1)[batch.keep.reshape(-1)], signal, 0.5, 2.0).total
     loss.backward()
