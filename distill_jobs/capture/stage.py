@@ -14,6 +14,7 @@ from distill_jobs.errors import DistillError
 from distill_jobs.models.files import model_digest, read_serving
 from distill_jobs.spec import Job
 from distill_jobs.store.codecs import make_codec
+from distill_jobs.store.fidelity.measure import FIDELITY, numbers, read
 from distill_jobs.store.plan import SPLIT, StorePlan
 from distill_jobs.store.writer import finish, start
 
@@ -21,8 +22,10 @@ Progress = Callable[..., None]
 
 
 def capture(job: Job, session: Session, workdir: Folder, on_progress: Progress) -> tuple[dict[str, Any], Usage]:
-    """Capture the training split. A part that is committed already, from the same teacher and the same part of the
-    data, is kept: after data were added only what is new is captured.
+    """Capture the training split, and measure what its codec keeps of the teacher (``fidelity.json``).
+
+    A part that is committed already, from the same teacher and the same part of the data, is kept: after data were
+    added only what is new is captured.
 
     Returns:
         what was made (parts, rows, positions, bytes), and what it used.
@@ -32,11 +35,19 @@ def capture(job: Job, session: Session, workdir: Folder, on_progress: Progress) 
     plan = _plan(job, workdir, facts)
     data_sha256 = TableReader(workdir / "data" / SPLIT).facts["part_sha256"]
     done = start(store, plan, data_sha256)
-    todo = [part for part in range(plan.parts) if part not in done]
+    todo: list[int | str] = [part for part in range(plan.parts) if part not in done]
+    fidelity = read(store, plan) if spec.fidelity_positions else None
+    kept = numbers(fidelity) if fidelity else {}
+    if spec.fidelity_positions and fidelity is None:
+        # First, so that nobody waits for it at the end while other actors have nothing left to do.
+        todo.insert(0, FIDELITY)
     rows, positions = sum(r.rows for r in done.values()), 0
 
-    def on_result(_: Any, result: dict[str, Any]) -> None:
-        nonlocal rows, positions
+    def on_result(shard: Any, result: dict[str, Any]) -> None:
+        nonlocal rows, positions, kept
+        if shard == FIDELITY:
+            kept = result
+            return
         rows, positions = rows + result["rows"], positions + result["tokens"]
         on_progress(rows, facts.splits["train"]["rows"], f"{positions:,} positions")
 
@@ -48,6 +59,7 @@ def capture(job: Job, session: Session, workdir: Folder, on_progress: Progress) 
         precision=spec.precision,
         cores=spec.cpus_per_actor,
         devices=spec.gpus_per_actor,
+        fidelity_positions=spec.fidelity_positions,
     )
     usage = Usage()
     if todo:
@@ -58,7 +70,8 @@ def capture(job: Job, session: Session, workdir: Folder, on_progress: Progress) 
     manifest = finish(store, plan, data_sha256)
     made = {name: manifest[name] for name in ("parts", "rows", "tokens", "bytes")}
     moved = Usage(rows=rows, tokens=positions, bytes_written=manifest["bytes"])
-    return {**made, "parts_kept": len(done)}, usage + moved
+    told = {"store": {"fidelity": kept}} if kept else {}
+    return {**made, "parts_kept": len(done), **told}, usage + moved
 
 
 def _plan(job: Job, workdir: Folder, facts: DataFacts) -> StorePlan:

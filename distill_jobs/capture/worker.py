@@ -1,4 +1,7 @@
-"""What one actor does to one shard: the teacher over a part of the data, encoded, into a part of the store."""
+"""What one actor does to one shard: the teacher over a part of the data, encoded, into a part of the store.
+
+One shard more is the store's fidelity: the actor that gets it holds the teacher already, and needs no second one.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from distill_jobs.errors import CaptureError
 from distill_jobs.models.files import load_model
 from distill_jobs.models.place import device_for, place
 from distill_jobs.store.draws import uniforms
+from distill_jobs.store.fidelity.measure import FIDELITY, measure_store, numbers
 from distill_jobs.store.plan import StorePlan
 from distill_jobs.store.writer import write_part
 
@@ -35,6 +39,7 @@ class CaptureTask:
     precision: str
     cores: float
     devices: float
+    fidelity_positions: int = 0
 
 
 class CaptureWorker:
@@ -50,8 +55,27 @@ class CaptureWorker:
         self.teacher = place(load_model(task.teacher), self.device, task.precision)
         self.rows_at_once = max(1, task.batch_tokens // self.facts.positions_per_row)
 
-    def run(self, part: int) -> dict[str, Any]:
-        """Capture one part and commit it; returns its rows, tokens and bytes."""
+    def run(self, shard: int | str) -> dict[str, Any]:
+        """Capture the part of this number and commit it, or measure for ``FIDELITY``.
+
+        Returns:
+            the part's rows, tokens and bytes; or the numbers that the tracker gets.
+        """
+        return self._capture(shard) if isinstance(shard, int) else self._measure()
+
+    def _measure(self) -> dict[str, Any]:
+        page = measure_store(
+            self.plan,
+            self.task.data,
+            self.teacher,
+            positions=self.task.fidelity_positions,
+            rows_at_once=self.rows_at_once,
+            device=self.device,
+        )
+        self.task.store.write_json(FIDELITY, page)
+        return numbers(page)
+
+    def _capture(self, part: int) -> dict[str, Any]:
         with Meter(self.task.cores, self.task.devices) as meter:
             batches = list(self.table.batches(part))
             tokens = sum(_tokens(batch) for batch in batches)

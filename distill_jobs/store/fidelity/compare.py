@@ -83,7 +83,33 @@ def at_temperature(signal: TeacherSignal, truth: Softened, gold: Tensor) -> tupl
     return found, summed
 
 
-def at_any_temperature(signal: TeacherSignal, logits: Tensor, gold: Tensor) -> Values:
+@dataclass(frozen=True)
+class Kept:
+    """What the teacher says whatever the temperature: the gold class's log-probability and rank [N], the largest logit
+    [N], and log Σ p^(1/T) [N, temperatures of GRID]."""
+
+    logits: Tensor
+    gold: Tensor
+    gold_logprob: Tensor
+    rank: Tensor
+    largest: Tensor
+    partitions: Tensor
+
+    @classmethod
+    def make(cls, logits: Tensor, gold: Tensor) -> "Kept":
+        """From logits [N, V] and right classes [N], negative where there is none."""
+        logprob, place = torch.log_softmax(logits, dim=-1), gold.clamp(min=0)[:, None]
+        return cls(
+            logits=logits,
+            gold=gold,
+            gold_logprob=logprob.gather(1, place)[:, 0],
+            rank=(logits > logits.gather(1, place)).sum(dim=-1).clamp(max=MOST_RANK),
+            largest=logits.amax(dim=-1),
+            partitions=torch.stack([torch.logsumexp(logprob / t, dim=-1) for t in GRID], dim=1),
+        )
+
+
+def at_any_temperature(signal: TeacherSignal, truth: Kept) -> Values:
     """What is kept whatever the temperature.
 
     Returns:
@@ -91,18 +117,15 @@ def at_any_temperature(signal: TeacherSignal, logits: Tensor, gold: Tensor) -> V
         where there is no gold class); ``gold``, |Δ log-probability| of the gold class, NaN where it isn't known; and
         [N, temperatures of GRID]: ``partition``, |Δ log Σ p^(1/T)|.
     """
-    logprob = torch.log_softmax(logits, dim=-1)
-    of_gold = logits.gather(1, gold.clamp(min=0)[:, None])
-    rank = (logits > of_gold).sum(dim=-1).clamp(max=MOST_RANK)
-    known = (gold >= 0) & (signal.gold_rank >= 0)
-    off = (signal.gold_logprob - logprob.gather(1, gold.clamp(min=0)[:, None])[:, 0]).abs()
-    nan = torch.full_like(logprob[:, 0], torch.nan)
-    true = torch.stack([torch.logsumexp(logprob / t, dim=-1) for t in GRID], dim=1)
+    known = (truth.gold >= 0) & (signal.gold_rank >= 0)
+    off = (signal.gold_logprob - truth.gold_logprob).abs()
+    nan = torch.full_like(off, torch.nan)
+    partitions = torch.stack([_log_partition(signal, t) for t in GRID], dim=1)
     return {
-        "top1": (logits.gather(1, signal.top1[:, None])[:, 0] == logits.amax(dim=-1)).float(),
-        "rank": torch.where(gold >= 0, (signal.gold_rank == rank).float(), nan),
+        "top1": (truth.logits.gather(1, signal.top1[:, None])[:, 0] == truth.largest).float(),
+        "rank": torch.where(truth.gold >= 0, (signal.gold_rank == truth.rank).float(), nan),
         "gold": torch.where(known & (signal.tail_nodes is not None or signal.head_ids is None), off, nan),
-        "partition": (torch.stack([_log_partition(signal, t) for t in GRID], dim=1) - true).abs(),
+        "partition": (partitions - truth.partitions).abs(),
     }
 
 

@@ -11,7 +11,7 @@ from cluster.files import Folder, digest
 from distill_jobs.errors import StoreError
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.store.fidelity.codings import Coding, compared, family, of_codec
-from distill_jobs.store.fidelity.compare import GRID, Softened, at_any_temperature, at_temperature
+from distill_jobs.store.fidelity.compare import Kept, Softened, at_any_temperature, at_temperature
 from distill_jobs.store.fidelity.held_back import RANDOM, Chunk, HeldBack
 from distill_jobs.store.fidelity.summary import Gathered, whatever_temperature
 from distill_jobs.store.fidelity.summary import at_temperature as means_at
@@ -41,7 +41,7 @@ def measure_store(
     rows_at_once: int,
     device: str = "cpu",
     students: dict[str, Scorer] | None = None,
-    references: bool = False,
+    thorough: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure the store's codec, and others beside it, where its teacher speaks of rows that were held back.
@@ -50,15 +50,16 @@ def measure_store(
         data: the prepared data that the store was made from.
         positions: how many to measure at; ``progress`` is told how many are done.
         students: trained students, whose logits give the gradient; one of fresh logits is always there.
-        references: whether to measure other ways to store a teacher as well.
+        thorough: whether to measure all at every temperature, and other ways to store a teacher as well; else only the
+            store's own codec is measured at more than T = 1.
 
     Returns:
         what ``fidelity.json`` holds.
     """
     held = HeldBack(data, plan.make_facts(), positions, plan.seed)
-    codings = codings_of(plan, references)
+    codings = codings_of(plan, references=thorough)
     chunks = held.chunks(teacher, students or {}, device, rows_at_once)
-    measured, count = measure(chunks, codings, progress)
+    measured, count = measure(chunks, codings, TEMPERATURES if thorough else (1.0,), progress)
     page = {
         "version": _VERSION,
         "plan": plan.digest,
@@ -73,11 +74,15 @@ def measure_store(
 
 @torch.inference_mode()
 def measure(
-    chunks: Iterable[Chunk], codings: Sequence[Coding], progress: Progress | None = None
+    chunks: Iterable[Chunk],
+    codings: Sequence[Coding],
+    temperatures: Sequence[float] = TEMPERATURES,
+    progress: Progress | None = None,
 ) -> tuple[list[dict[str, Any]], int]:
     """What each coding gets wrong, in plain values, and at how many positions.
 
-    A store's own codec is measured by slice as well. Memory is that of a chunk: of all positions only numbers stay.
+    A store's own codec is measured at all ``TEMPERATURES`` and by slice, the others at ``temperatures``. Memory is that
+    of a chunk: of all positions only numbers stay.
     """
     truth, gathered = Gathered(), [Gathered() for _ in codings]
     slices: list[dict[str, np.ndarray]] = []
@@ -85,7 +90,7 @@ def measure(
     count = 0
     for chunk in chunks:
         students, count = list(chunk.students), count + len(chunk.gold)
-        _add(chunk, codings, truth, gathered)
+        _add(chunk, codings, temperatures, truth, gathered)
         slices.append(chunk.slices)
         if progress is not None:
             progress(count)
@@ -96,7 +101,8 @@ def measure(
     for coding, found in zip(codings, gathered, strict=True):
         entry = {"family": coding.family, "name": coding.name, "bytes": coding.bytes, "own": coding.own}
         entry |= whatever_temperature(found)
-        entry["at"] = {f"{t:g}": means_at(found, truth, f"{t:g}", students) for t in TEMPERATURES}
+        at = TEMPERATURES if coding.own else temperatures
+        entry["at"] = {f"{t:g}": means_at(found, truth, f"{t:g}", students) for t in at}
         if coding.own:
             entry["slices"] = _by_slice(found, truth, columns, students)
         made.append(entry)
@@ -129,21 +135,25 @@ def numbers(page: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _add(chunk: Chunk, codings: Sequence[Coding], truth: Gathered, gathered: list[Gathered]) -> None:
+def _add(
+    chunk: Chunk, codings: Sequence[Coding], temperatures: Sequence[float], truth: Gathered, gathered: list[Gathered]
+) -> None:
     logits = chunk.logits.float()
+    kept = Kept.make(logits, chunk.gold)
     signals = [coding.signal(chunk.logits, chunk.gold, chunk.uniforms) for coding in codings]
     truth.add({"gold": chunk.gold})
     for signal, found in zip(signals, gathered, strict=True):
-        found.add(at_any_temperature(signal, logits, chunk.gold))
+        found.add(at_any_temperature(signal, kept))
     for t in TEMPERATURES:
         softened = Softened.make(logits, chunk.students, t)
         truth.add({f"norm/{name}": norm for name, norm in softened.norms().items()}, f"{t:g}/")
         sums = {name: gradient.sum(dim=0, dtype=torch.float64) for name, gradient in softened.gradients.items()}
         truth.add_sums(sums, f"{t:g}/")
-        for signal, found in zip(signals, gathered, strict=True):
-            values, summed = at_temperature(signal, softened, chunk.gold)
-            found.add(values, f"{t:g}/")
-            found.add_sums(summed, f"{t:g}/")
+        for coding, signal, found in zip(codings, signals, gathered, strict=True):
+            if coding.own or t in temperatures:
+                values, summed = at_temperature(signal, softened, chunk.gold)
+                found.add(values, f"{t:g}/")
+                found.add_sums(summed, f"{t:g}/")
 
 
 def _by_slice(
@@ -160,6 +170,3 @@ def _by_slice(
             overall = whatever_temperature(found, where)
             made[column][str(names[index])] = {"positions": int(counts[index]), **overall, "at": at}
     return made
-
-
-__all__ = ["FIDELITY", "GRID", "codings_of", "measure", "measure_store", "numbers", "read"]

@@ -16,7 +16,7 @@ from distill_jobs.store.codecs.hybrid import HybridCodec
 from distill_jobs.store.codecs.sampled import SampledCodec
 from distill_jobs.store.codecs.topk import TopKCodec
 from distill_jobs.store.draws import uniforms
-from distill_jobs.store.fidelity.compare import GRID, Softened, at_any_temperature, at_temperature
+from distill_jobs.store.fidelity.compare import GRID, Kept, Softened, at_any_temperature, at_temperature
 from distill_jobs.store.fidelity.summary import Gathered, calibration_error
 from distill_jobs.store.fidelity.summary import at_temperature as means_at
 from distill_jobs.store.signal import TeacherSignal
@@ -97,7 +97,7 @@ def test_nothing_is_wrong_with_the_truth_itself() -> None:
     logprob = torch.log_softmax(logits, -1)
     rank = (logits > logits.gather(1, gold[:, None])).sum(-1)
     exact = TeacherSignal(None, logprob, None, logprob.gather(1, gold[:, None])[:, 0], rank, rank.float(), CLASSES)
-    anywhere = at_any_temperature(exact, logits, gold)
+    anywhere = at_any_temperature(exact, Kept.make(logits, gold))
     assert float(anywhere["top1"].min()) == float(anywhere["rank"].min()) == 1.0
     assert float(anywhere["partition"].max()) < 1e-5 and float(anywhere["gold"].max()) == 0.0
     for temperature in (1.0, 4.0):
@@ -114,10 +114,10 @@ def test_what_is_lost_is_seen() -> None:
     wrong = replace(
         signal, top1_ids=signal.head_ids[:, 1], gold_rank=signal.gold_rank + 1, head_logprob=signal.head_logprob - 1
     )
-    anywhere = at_any_temperature(wrong, logits, gold)
+    anywhere = at_any_temperature(wrong, Kept.make(logits, gold))
     assert float(anywhere["top1"].max()) == float(anywhere["rank"].max()) == 0.0
     assert float(anywhere["partition"][:, GRID.index(0.5)].min()) > 0.1
-    without_gold = at_any_temperature(signal, logits, torch.full_like(gold, -100))
+    without_gold = at_any_temperature(signal, Kept.make(logits, torch.full_like(gold, -100)))
     assert bool(without_gold["rank"].isnan().all())
 
 
