@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from cluster.files import Folder
-from distill_jobs.data.reader import TableReader
 from distill_jobs.data.tokenizer import open_tokenizer
-from distill_jobs.errors import DistillError, StoreError
+from distill_jobs.errors import DistillError
 from distill_jobs.store.codecs import bytes_per_position
-from distill_jobs.store.plan import PARTS, StorePlan
-from distill_jobs.store.reader import LogitStore, read_manifest
+from distill_jobs.store.plan import StorePlan
+from distill_jobs.store.reader import LogitStore, open_parts, read_manifest
+from distill_jobs.store.signal import TeacherSignal
 from distill_jobs.store.verify import labels_of
+from distill_jobs.store.writer import PREFIX
 
 _ROWS = 256
 _POSITIONS = 20_000
@@ -32,7 +33,7 @@ def describe(folder: Folder, samples: int = 3, data: Folder | None = None) -> di
     """
     plan = StorePlan.load(folder)
     manifest = read_manifest(folder, plan)
-    table = TableReader(folder / PARTS, error=StoreError)
+    table = open_parts(folder, plan, manifest)
     store = LogitStore(plan, manifest, table, None)
     page: dict[str, Any] = {
         "folder": str(folder),
@@ -46,12 +47,14 @@ def describe(folder: Folder, samples: int = 3, data: Folder | None = None) -> di
         "tokens": manifest["tokens"],
         "bytes": manifest["bytes"],
         "codec": plan.codec,
+        "seed": plan.seed,
         "bytes_per_position": bytes_per_position(plan.make_codec(), plan.classes),
     }
     if not table.rows:
         return page
     rows = max(1, min(_ROWS, _POSITIONS // plan.positions_per_row))
     columns = table.take(np.unique(np.linspace(0, table.rows - 1, rows).astype(np.int64)))
+    page["disk"] = _on_disk(page, plan.positions_per_row, columns)
     keep = labels_of(columns, store.facts) != -100
     signal = store.signal(columns, "cpu", keep)
     if not len(signal):
@@ -63,6 +66,7 @@ def describe(folder: Folder, samples: int = 3, data: Folder | None = None) -> di
         "entropy": float(signal.entropy.mean()),
         "gold_probability": float(signal.gold_logprob.exp().mean()),
         "teacher_wrong": float((signal.gold_rank > 0).float().mean()),
+        "draws": _draws(signal),
         "samples": _samples(store, columns, keep, samples, _names(store, folder, data)),
     }
     return page
@@ -78,18 +82,76 @@ def render(page: dict[str, Any]) -> str:
         f"rows          {page['rows']:,} in {page['parts']:,} parts, {page['tokens']:,} tokens",
         f"classes       {page['classes']:,} (teacher's logits padded to {page['padded']:,})",
         f"codec         {page['codec']['name']}{f' ({codec})' if codec else ''}: {page['bytes_per_position']:,} bytes "
-        f"a position, {page['bytes']:,} bytes in all",
+        f"a position; seed {page['seed']}",
     ]
+    if "disk" in page:
+        disk, whole = page["disk"], max(1, page["bytes"])
+        lines.append(f"on disk       {page['bytes']:,} bytes:")
+        for what, told in _ON_DISK.items():
+            lines.append(f"  {told:<22}  {disk[what]:,} ({disk[what] / whole:.1%})")
     if "entropy" in page:
         lines += [
             f"over {page['sampled_positions']:,} positions:",
             f"  mass in the head        {page['head_mass']:.4f}",
+            *_draw_lines(page["draws"]),
             f"  mean entropy            {page['entropy']:.3f} nats",
             f"  mean p(right class)     {page['gold_probability']:.3f}",
             f"  teacher's top-1 wrong   {page['teacher_wrong']:.1%}",
         ]
         lines += [line for sample in page["samples"] for line in _sample_lines(sample)]
     return "\n".join(lines)
+
+
+_ON_DISK = {"target": "soft target", "data": "input ids, other data", "framing": "Arrow's framing"}
+
+
+def _on_disk(page: dict[str, Any], positions: int, columns: dict[str, np.ndarray]) -> dict[str, int]:
+    """Where the bytes go. Text is estimated from the rows looked at; all else is exact."""
+    target = page["rows"] * positions * page["bytes_per_position"]
+    looked_at = len(columns["sample_id"])
+    data = 0
+    for name, values in columns.items():
+        if values.dtype == object:
+            data += sum(len(text.encode()) + 4 for text in values) * page["rows"] // looked_at
+        elif not name.startswith(PREFIX):
+            data += values.nbytes // looked_at * page["rows"]
+    return {"target": target, "data": data, "framing": page["bytes"] - target - data}
+
+
+def _draws(signal: TeacherSignal) -> dict[str, float] | None:
+    """The mass that draws stand for, and how many different classes they are on average; None without draws."""
+    if signal.draw_ids is None:
+        return None
+    used = torch.ones_like(signal.draw_ids, dtype=torch.bool)
+    if signal.draw_counts is not None:
+        used = signal.draw_counts > 0
+    ids = torch.where(used, signal.draw_ids, -1).sort(dim=-1).values
+    first = (ids[:, 1:] != ids[:, :-1]).sum(dim=-1) + (ids[:, 0] >= 0)
+    mass = signal.tail_at(1.0).exp() if signal.tail_nodes is not None else torch.zeros(len(signal))
+    return {"mass": float(mass.mean()), "classes": float(first.float().mean())}
+
+
+def _draw_lines(draws: dict[str, float] | None) -> list[str]:
+    if draws is None:
+        return []
+    return [f"  mass left to the draws  {draws['mass']:.4f}, {draws['classes']:.1f} different classes a position"]
+
+
+def _likely(signal: TeacherSignal) -> tuple[Tensor, Tensor]:
+    """The likeliest classes that are stored, head or drawn, and their log-probabilities at T = 1: [N, ≤ 4] each."""
+    ids, logprob = signal.head_ids, signal.head_logprob
+    if ids is None:
+        ids = torch.arange(signal.classes).expand(len(signal), -1)
+    if signal.draw_ids is not None and signal.draw_logprob is not None:
+        # Of a class that was drawn several times only the first counts here.
+        order = signal.draw_ids.argsort(dim=-1, stable=True)
+        drawn, said = signal.draw_ids.gather(1, order), signal.draw_logprob.gather(1, order).clone()
+        said[:, 1:] = said[:, 1:].masked_fill(drawn[:, 1:] == drawn[:, :-1], -torch.inf)
+        if signal.draw_counts is not None:
+            said = said.masked_fill(signal.draw_counts.gather(1, order) == 0, -torch.inf)
+        ids, logprob = torch.cat([ids, drawn], dim=1), torch.cat([logprob, said], dim=1)
+    best = logprob.topk(min(_SHOWN, logprob.shape[1]), dim=-1)
+    return ids.gather(1, best.indices), best.values
 
 
 def _sample_lines(sample: dict[str, Any]) -> list[str]:
@@ -108,9 +170,7 @@ def _samples(
     few = torch.zeros(keep.numel(), dtype=torch.bool)
     few[chosen] = True
     signal = store.signal(columns, "cpu", few.reshape(keep.shape))
-    head, _ = signal.at(1.0)
-    order = head.argsort(dim=-1, descending=True)[:, :_SHOWN]
-    ids = order if signal.head_ids is None else signal.head_ids.gather(1, order)
+    ids, logprob = _likely(signal)
     labels = labels_of(columns, store.facts).reshape(-1)
     found = []
     for number, where in enumerate(chosen.tolist()):
@@ -124,7 +184,8 @@ def _samples(
                 "gold_probability": float(signal.gold_logprob[number].exp()),
                 "likely": [
                     (names.of(int(c)), float(p))
-                    for c, p in zip(ids[number], head[number, order[number]].exp(), strict=True)
+                    for c, p in zip(ids[number], logprob[number].exp(), strict=True)
+                    if p > 0
                 ],
             }
         )

@@ -190,26 +190,3 @@ def test_damage(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_more_damage(whole: Path, tmp_path: Path) -> None:
     check_damage(whole, tmp_path, range(1000, 1400))
-
-
-def test_inspect_tells_what_is_there(whole: Path, tmp_path: Path) -> None:
-    text = render(describe(Folder(str(whole / "store")), samples=2))
-    for expected in ("teacher-1", "topk (k 6)", "6 in 2 parts", "mass in the head", "mean entropy", "part0.jsonl"):
-        assert expected in text, text
-    facts = table_facts("image", rows=200)
-    make_data(Folder(str(tmp_path / "data")), facts)
-    make_store(Folder(str(tmp_path / "store")), facts, Folder(str(tmp_path / "data")), TopKCodec(2))
-    page = describe(Folder(str(tmp_path / "store")), samples=3)
-    assert len(page["samples"]) == 3 and "'class " in render(page)
-    assert 0.5 < page["teacher_wrong"] < 1.0 and 0 < page["head_mass"] < 1
-    assert describe(Folder(str(tmp_path / "store")), samples=0)["samples"] == []
-
-
-def test_inspect_shows_text_where_there_is_a_tokenizer(whole: Path, tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models
-
-    root, folder, _ = copy_of(whole, tmp_path)
-    (root / "data" / "tokenizer").mkdir()
-    words = {f"word{i}": i for i in range(VOCABULARY)}
-    Tokenizer(models.WordLevel(words, unk_token="word0")).save(str(root / "data" / "tokenizer" / "tokenizer.json"))
-    assert "'word" in render(describe(folder))
