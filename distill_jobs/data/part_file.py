@@ -170,7 +170,7 @@ class Part:
         if not column.row_bytes or column.dtype is None:
             return None
         at = self._where(column, rows)
-        if (np.diff(at) != column.row_bytes).any():
+        if len(at) > 1 and (np.diff(at) != column.row_bytes).any():
             return None
         count = len(rows) * int(np.prod(column.shape, dtype=np.int64))
         return np.frombuffer(self.mapped, column.dtype, count, int(at[0])).reshape(len(rows), *column.shape)
