@@ -39,6 +39,36 @@ def verify_store(
     typer.echo(f"{path} is whole: every row there once, checksums, masses and fingerprints right")
 
 
+@store.command("fidelity")
+def measure_fidelity(
+    path: Path,
+    student: Annotated[
+        str | None, typer.Option(help="A trained student's model folder; by default the workdir's first.")
+    ] = None,
+    positions: Annotated[int, typer.Option(min=1, help="Held-back positions to measure at.")] = 512,
+) -> None:
+    """Measure what the codec keeps of the teacher, beside other sizes and other ways to store one.
+
+    Needs the teacher and the data beside the store; without them it prints what was measured at capture.
+    """
+    from cluster.files import Folder
+    from distill_jobs.report.fidelity import picture
+    from distill_jobs.report.fidelity_text import print_page
+    from distill_jobs.store.fidelity.beside import fidelity_of
+
+    def measured(done: int) -> None:
+        typer.echo(f"\r{done:,} of {positions:,} positions", err=True, nl=done >= positions)
+
+    folder = Folder(path)
+    page, new = fidelity_of(folder, positions, Folder(student) if student else None, measured)
+    print_page(page)
+    if new:
+        folder.write("fidelity.png", picture(page))
+        typer.echo(f"written: {path}/fidelity.json, and the curve of bytes against error as {path}/fidelity.png")
+    else:
+        typer.echo("measured at capture: the teacher and the data are not beside the store, so nothing was done again")
+
+
 @store.command("archive")
 def archive_store(
     path: Path,

@@ -8,8 +8,10 @@ from cluster.tracking import open_command
 from distill_jobs.audit.evaluate import EVALUATION
 from distill_jobs.context import Context
 from distill_jobs.costs.ledger import metrics as cost_metrics
+from distill_jobs.report.fidelity import sentence
 from distill_jobs.report.findings import finding
 from distill_jobs.report.words import count, duration, money, size
+from distill_jobs.store.fidelity.measure import read as read_fidelity
 
 _ARTIFACTS = ("spec.yaml", "evaluation.json", "ledger.json", "report.html")
 
@@ -52,6 +54,9 @@ def print_summary(context: Context) -> None:
     console.say()
     console.table("cost of each stage", *_costs(context))
     manifest = workdir.read_json("store/manifest.json")
+    kept = read_fidelity(workdir / "store")
+    if kept is not None:
+        console.say(f"kept:    {sentence(kept)}")
     uri = context.job.tracking.uri
     places = [
         f"store:   {workdir}/store, {size(manifest['bytes'])} for {manifest['tokens']:,} positions",

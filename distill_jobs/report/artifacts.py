@@ -31,6 +31,7 @@ class Artifacts:
     data: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
     store: dict[str, Any] | None = None
+    fidelity: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     entries: list[dict[str, Any]] = field(default_factory=list)
     total: dict[str, Any] | None = None
@@ -52,6 +53,7 @@ def collect(workdir: Folder) -> Artifacts:
     found.data = _mapping(workdir, "data/manifest.json", found.damaged)
     found.plan = _mapping(workdir, "store/plan.json", found.damaged)
     found.store = _mapping(workdir, "store/manifest.json", found.damaged)
+    found.fidelity = _mapping(workdir, "store/fidelity.json", found.damaged)
     found.evaluation = _mapping(workdir, "evaluation.json", found.damaged)
     try:
         ledger = Ledger(workdir)

@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cluster.files import Folder
-from distill_jobs.report import charts, findings, sections
+from distill_jobs.report import charts, fidelity, findings, sections
 from distill_jobs.report.artifacts import Artifacts, collect
 
 
@@ -48,6 +48,7 @@ class _Page:
             **self._evaluation(),
             **self._costs(),
             **self._store(),
+            **self._fidelity(),
         }
         return {**values, "damaged": sorted(set(self.damaged))}
 
@@ -84,6 +85,16 @@ class _Page:
         return {
             "store": self._part("store/manifest.json", lambda: sections.store(self.found, self.statistics)),
             "samples": sections.samples(self.statistics) if self.statistics.get("samples") else None,
+        }
+
+    def _fidelity(self) -> dict[str, Any]:
+        page, source = self.found.fidelity, "store/fidelity.json"
+        if page is None or self.found.store is None:
+            return dict.fromkeys(("fidelity", "fidelity_kept", "fidelity_chart"))
+        return {
+            "fidelity": self._part(source, lambda: fidelity.own(page)),
+            "fidelity_kept": self._part(source, lambda: fidelity.kept(page)),
+            "fidelity_chart": self._part(source, lambda: fidelity.curve(page)),
         }
 
     def _part(self, source: str, make: Callable[[], Any]) -> Any:

@@ -1,0 +1,194 @@
+"""What a codec keeps of the teacher, as tables and as the curve of bytes against the error of the gradient."""
+
+import io
+from collections import defaultdict
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+from distill_jobs.report import words
+from distill_jobs.report.sections import Table
+from distill_jobs.report.svg import BASELINE, FAINT, INK, OTHER, STUDENT, TEACHER, canvas, styled, to_svg
+
+Page = dict[str, Any]
+
+# Our codecs in colour, other ways in grey.
+_LINES = {
+    "hybrid": (STUDENT, "o", "-"),
+    "topk": (TEACHER, "s", "-"),
+    "sampled": (BASELINE, "D", "-"),
+    "dense": (INK, "P", "-"),
+    "top-k renormalised": (OTHER, "s", ":"),
+    "polynomial": (OTHER, "^", "--"),
+    "random sampling": (OTHER, "D", "-."),
+}
+_PRINTED = {
+    INK: "#1d2329",
+    FAINT: "#5c6670",
+    STUDENT: "#1f7fbf",
+    TEACHER: "#6f6a8f",
+    BASELINE: "#c46a17",
+    OTHER: "#8a939b",
+}
+
+
+def sentence(page: Page) -> str:
+    """The own codec in a line."""
+    own = _own(page)
+    at_one, student = own["at"]["1"], page["students"][-1]
+    gradient = at_one[f"gradient_{student}"]
+    return (
+        f"{own['name']} at {page['positions']:,} {_split(page)}: gradient of a {_named(student)} off by "
+        f"{_percent(gradient['error'])} and {_number(gradient['angle'], 2)}° at T = 1, KL {_number(at_one['kl'], 6)}, "
+        f"top-1 kept at {_percent(own['top1_kept'])}"
+    )
+
+
+def own(page: Page) -> Table:
+    """The store's codec at every temperature, over all positions and then by slice at T = 1."""
+    entry = _own(page)
+    headings = ["", "positions", "KL", "total variation", "ECE"]
+    for student in page["students"]:
+        headings += [f"gradient error, {_named(student)}", "angle", "median error", "median angle", "of the sum"]
+    rows = [
+        [f"T = {t}", f"{page['positions']:,}", *_means(means, page["students"])] for t, means in entry["at"].items()
+    ]
+    for column, values in entry.get("slices", {}).items():
+        for value, found in values.items():
+            told = _means(found["at"]["1"], page["students"])
+            rows.append([f"{column}: {value}, T = 1", f"{found['positions']:,}", *told])
+    return Table(headings, rows)
+
+
+def kept(page: Page) -> list[tuple[str, str]]:
+    """What the store's codec keeps whatever the temperature, as pairs of a name and its value."""
+    entry = _own(page)
+    off = entry["log_partition_off"]
+    return [
+        ("measured at", f"{page['positions']:,} {_split(page)}"),
+        ("top-1 kept", _percent(entry["top1_kept"])),
+        ("gold rank kept", _percent(entry["gold_rank_kept"])),
+        ("log-probability of the gold class off by", _number(entry["gold_logprob_off"], 5)),
+        ("log-partition off, T from 0.5 to 10", " · ".join(f"{name} {_number(off[name], 4)}" for name in off)),
+    ]
+
+
+def compared(page: Page) -> Table:
+    """All codings side by side: bytes, what is kept, and the gradient's error at each temperature measured."""
+    temperatures = [t for t in _own(page)["at"] if sum(t in entry["at"] for entry in page["codings"]) > 1]
+    headings = ["", "bytes", "top-1 kept", "gold rank kept", "log-partition off, p99", "KL, T = 1"]
+    headings += [f"error, {_named(s)}, T = {t}" for s in page["students"] for t in temperatures]
+    order = sorted(page["codings"], key=lambda entry: (list(_LINES).index(entry["family"]), entry["bytes"]))
+    return Table(headings, [_compared(entry, page["students"], temperatures) for entry in order])
+
+
+def curve(page: Page) -> Markup:
+    """Bytes against the error of the gradient at T = 1, for the page."""
+    with styled():
+        figure, axes = canvas(3.0)
+        said = _draw(axes, page, {})
+        return to_svg(figure, "fidelity", "Bytes a position against the error of the gradient", said)
+
+
+def picture(page: Page) -> bytes:
+    """The same as a PNG file."""
+    with styled():
+        figure = Figure(figsize=(6.6, 4.4), layout="constrained", dpi=160)
+        figure.patch.set_facecolor("white")
+        _draw(figure.add_subplot(), page, _PRINTED)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def _draw(axes: Any, page: Page, colours: dict[str, str]) -> str:
+    student = page["students"][-1]
+    lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for entry in page["codings"]:
+        error = entry["at"]["1"][f"gradient_{student}"]["error"]
+        if error:
+            lines[entry["family"]].append((entry["bytes"], error))
+    for family in _LINES:
+        if points := sorted(lines.get(family, [])):
+            colour, marker, style = _LINES[family]
+            colour = colours.get(colour, colour)
+            axes.plot(*zip(*points, strict=True), style, marker=marker, color=colour, markersize=4, label=family)
+    entry = _own(page)
+    mark = entry["at"]["1"][f"gradient_{student}"]["error"]
+    if mark:
+        ring = colours.get(INK, INK)
+        axes.plot(entry["bytes"], mark, "o", markersize=10, fillstyle="none", color=ring, label="this store")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = sorted({round(entry["bytes"], -1) for entry in page["codings"]})
+    axes.set_xticks(_apart(ticks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("bytes a position")
+    axes.set_ylabel(f"error of a {_named(student)}'s gradient, T = 1")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return "; ".join(
+        f"{family}: " + ", ".join(f"{size:.0f} bytes {_percent(error)}" for size, error in sorted(points))
+        for family, points in lines.items()
+    )
+
+
+def _compared(entry: dict[str, Any], students: list[str], temperatures: list[str]) -> list[str]:
+    errors = [
+        _percent(entry["at"][t][f"gradient_{student}"]["error"]) if t in entry["at"] else "–"
+        for student in students
+        for t in temperatures
+    ]
+    return [
+        f"{entry['name']}{' (this store)' if entry['own'] else ''}",
+        f"{entry['bytes']:,.0f}",
+        _percent(entry["top1_kept"]),
+        _percent(entry["gold_rank_kept"]),
+        _number(entry["log_partition_off"]["p99"], 4),
+        _number(entry["at"]["1"]["kl"], 6),
+        *errors,
+    ]
+
+
+def _apart(ticks: list[float]) -> list[float]:
+    """Ticks on a logarithmic axis with room for their labels."""
+    chosen: list[float] = []
+    for tick in ticks:
+        if tick > 0 and (not chosen or tick > 1.35 * chosen[-1]):
+            chosen.append(tick)
+    return chosen
+
+
+def _means(means: dict[str, Any], students: list[str]) -> list[str]:
+    told = [_number(means["kl"], 6), _number(means["total_variation"], 4), _number(means["ece"], 4)]
+    for student in students:
+        found = means[f"gradient_{student}"]
+        told += [_percent(found["error"]), f"{_number(found['angle'], 2)}°", _percent(found["median_error"])]
+        told += [f"{_number(found['median_angle'], 2)}°", _percent(found.get("summed_error"))]
+    return told
+
+
+def _own(page: Page) -> dict[str, Any]:
+    found: dict[str, Any] = next(entry for entry in page["codings"] if entry["own"])
+    return found
+
+
+def _named(student: str) -> str:
+    return "random student" if student == "random" else "trained student"
+
+
+def _split(page: Page) -> str:
+    return "validation positions" if page["split"] == "validation" else f"{page['split']} positions (none held back)"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else words.percent(value, 2)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
