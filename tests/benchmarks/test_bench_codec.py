@@ -1,10 +1,11 @@
-"""What encoding costs beside the teacher: ``topk`` against the fp32 product with the output matrix alone.
+"""What encoding costs beside the teacher, against the fp32 product with the output matrix alone; and the coders alone.
 
-Both run by turns in the same process, so that whatever else the machine does slows both.
+All run by turns in the same process, so that whatever else the machine does slows all.
 """
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ import torch
 from distill_jobs.losses import forward_kl
 from distill_jobs.store.codecs import bytes_per_position
 from distill_jobs.store.codecs.dense import DenseCodec
+from distill_jobs.store.codecs.hybrid import HybridCodec
+from distill_jobs.store.codecs.select import select
 from distill_jobs.store.codecs.topk import TopKCodec
+from distill_jobs.store.draws import uniforms
 
 pytestmark = pytest.mark.benchmark
 HIDDEN, ROWS, ROUNDS = 512, 128, 7
@@ -44,11 +48,12 @@ def test_encoding_beside_the_head_matmul(classes: int, threads: int) -> None:
     hidden, matrix = torch.randn(ROWS, HIDDEN), torch.randn(classes, HIDDEN)
     logits = 3 * torch.randn(ROWS, classes)
     gold = logits.topk(20).indices[:, 19].contiguous()
-    codec = TopKCodec(64)
+    codec, chances = HybridCodec(48, 16), uniforms(0, torch.arange(ROWS), 1)
     seconds = interleaved(
         {
             "matmul": lambda: hidden @ matrix.T,
-            "encode": lambda: codec.encode(logits, gold),
+            "encode": lambda: codec.encode(logits, gold, chances),
+            "encode topk 64": lambda: TopKCodec(64).encode(logits, gold),
             "logsumexp of whole rows": lambda: torch.logsumexp(logits, dim=-1),
         }
     )
@@ -64,6 +69,30 @@ def test_encoding_beside_the_head_matmul(classes: int, threads: int) -> None:
     assert ratio > 0
 
 
+@pytest.mark.parametrize("classes", [49152, 151_669])
+def test_the_coder_alone(classes: int, threads: int) -> None:
+    """Rounding a selection to bytes, and reading it back to a signal that a loss can use."""
+    torch.manual_seed(0)
+    few = 3 * torch.randn(2048, classes) if classes < 100_000 else 3 * torch.randn(512, classes)
+    gold = few.topk(20).indices[:, 19].contiguous()
+    chosen = select(few, gold, 48, 16, uniforms(0, torch.arange(len(few)), 1))
+    repeats = 16384 // len(few)
+    many = {n: v.repeat(repeats, *[1] * (v.ndim - 1)) for n, v in vars(chosen).items() if isinstance(v, torch.Tensor)}
+    codec, signal = HybridCodec(48, 16), replace(chosen, **many)
+    columns = codec.pack(signal)
+    seconds = interleaved({"pack": lambda: codec.pack(signal), "decode": lambda: codec.decode(columns, classes)})
+    rates = {name: len(signal) / s for name, s in seconds.items()}
+    decoded = codec.decode(columns, classes)
+    exact, kept = chosen.head_logprob.double(), decoded.head_logprob[: len(few)].double()
+    exact, kept = (torch.log_softmax(head, dim=-1) for head in (exact, kept))
+    error = float((exact.exp() * (exact - kept)).sum(dim=-1).mean())
+    print(
+        f"\nhybrid 48 + 16, V = {classes}, {threads} threads: pack {rates['pack']:,.0f} positions/s, decode "
+        f"{rates['decode']:,.0f} positions/s; KL of the rounded head {error:.1e} nats"
+    )
+    assert error < 1e-4
+
+
 @pytest.mark.usefixtures("threads")
 def test_decoding_and_the_loss() -> None:
     torch.manual_seed(0)
@@ -71,8 +100,8 @@ def test_decoding_and_the_loss() -> None:
     logits = 3 * torch.randn(ROWS, classes)
     student = torch.randn(ROWS, classes, requires_grad=True)
     gold = logits.argmax(-1)
-    codec = TopKCodec(64)
-    encoded = codec.encode(logits, gold)
+    codec = HybridCodec(48, 16)
+    encoded = codec.encode(logits, gold, uniforms(0, torch.arange(ROWS), 1))
     dense = DenseCodec().decode(DenseCodec().encode(logits, gold), classes)
     signal = codec.decode(encoded, classes)
     seconds = interleaved(

@@ -4,6 +4,7 @@ All codecs but ``dense`` stand on this: what it returns is exact, and a codec on
 V classes, K head entries, M tail nodes, D draws.
 """
 
+import math
 import threading
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from distill_jobs.store.tail import NO_TAIL, TAIL_BETAS
 
 _GROUP = 64
 _STEP = 0.05  # All of TAIL_BETAS are multiples of it.
+_LOG2E = math.log2(math.e)
 
 
 def select(logits: Tensor, gold: Tensor, head: int, draws: int = 0, uniforms: Tensor | None = None) -> TeacherSignal:
@@ -133,11 +135,12 @@ def _tail_sums(logits: Tensor, ids: Tensor, peak: Tensor, work: list[Tensor]) ->
     """
     x, u1, u2, u3, u4 = work
     classes = logits.shape[1]
-    torch.add(-_STEP * peak.clamp(min=NO_TAIL), logits, alpha=_STEP, out=x[:, :classes])
+    # As powers of 2, which take half the time of powers of e.
+    torch.add(-_STEP * _LOG2E * peak.clamp(min=NO_TAIL), logits, alpha=_STEP * _LOG2E, out=x[:, :classes])
     x[:, classes:] = -torch.inf
     # The head is taken out before anything is summed: a small tail is never the difference of two large sums.
     x.scatter_(1, ids, -torch.inf)
-    torch.exp(x, out=u1)
+    torch.exp2(x, out=u1)
     torch.mul(u1, u1, out=u2)
     torch.mul(u1, u2, out=u3)
     torch.mul(u2, u2, out=u4)
@@ -146,9 +149,9 @@ def _tail_sums(logits: Tensor, ids: Tensor, peak: Tensor, work: list[Tensor]) ->
     sums += [u5.sum(dim=-1), torch.mul(u5, u4, out=u3).sum(dim=-1)]
     u10 = torch.mul(u5, u5, out=u4)
     u20 = torch.mul(u10, u10, out=u1)
-    sums += [u20.sum(dim=-1), torch.mul(u20, u2, out=u3).sum(dim=-1), torch.mul(u20, u20, out=u4).sum(dim=-1)]
+    sums += [u20.sum(dim=-1), torch.mul(u20, u2, out=u3).sum(dim=-1), torch.linalg.vector_norm(u20, dim=-1) ** 2]
     # 0·(-inf) where a class has no mass: those products are NaN, and count for nothing.
-    weighted = torch.mul(u20, x, out=u2).nansum(dim=-1) / _STEP
+    weighted = torch.mul(u20, x, out=u2).nansum(dim=-1) / (_STEP * _LOG2E)
     # A tail without any finite logit has sums of 0; its peak of -inf already says that it holds nothing.
     return torch.stack(sums, dim=1).clamp_(min=1e-30), weighted, u20
 
@@ -171,10 +174,10 @@ def _draw(chances: Tensor, uniforms: Tensor, draws: int, classes: int) -> Tensor
     group = torch.searchsorted(reached, targets, right=True).clamp_(max=groups.shape[1] - 1)
     before = torch.nn.functional.pad(reached, (1, 0)).gather(1, group)
     inside = groups.gather(1, group[:, :, None].expand(*group.shape, _GROUP))
-    passed = inside.cumsum(dim=-1) <= (targets - before).float()[:, :, None]
-    place = passed.sum(dim=-1)
-    # The sums of a group are not rounded alike: a target at its very end goes to its likeliest class.
-    place = torch.where(place < _GROUP, place, inside.argmax(dim=-1))
+    reached_inside = inside.cumsum(dim=-1)
+    # The sums of a group and of all groups are not rounded alike: no target may lie beyond its group's end.
+    wanted = torch.minimum((targets - before).float(), reached_inside[..., -1] * (1 - 1e-6))
+    place = (reached_inside <= wanted[:, :, None]).sum(dim=-1)
     return (group * _GROUP + place).clamp_(max=classes - 1)
 
 
