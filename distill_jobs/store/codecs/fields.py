@@ -48,7 +48,7 @@ def pack_ids(name: str, ids: Tensor, classes: int) -> Columns:
 
 def unpack_ids(name: str, columns: Columns, classes: int) -> Tensor:
     """[N, W] int64, as ``pack_ids`` took them."""
-    ids = columns[name].view(torch.int16).to(torch.int64).bitwise_and_(0xFFFF)
+    ids = columns[name].to(torch.int64)
     if not planes(classes):
         return ids
     width, high = ids.shape[1], columns[f"{name}_high"]
