@@ -5,12 +5,13 @@ from collections import defaultdict
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from distill_jobs.report import words
 from distill_jobs.report.sections import Table
-from distill_jobs.report.svg import BASELINE, FAINT, INK, OTHER, STUDENT, TEACHER, canvas, styled, to_svg
+from distill_jobs.report.svg import BASELINE, FAINT, GRID, INK, OTHER, STUDENT, TEACHER, canvas, styled, to_svg
 
 Page = dict[str, Any]
 
@@ -27,11 +28,26 @@ _LINES = {
 _PRINTED = {
     INK: "#1d2329",
     FAINT: "#5c6670",
+    GRID: "#d9dde1",
     STUDENT: "#1f7fbf",
     TEACHER: "#6f6a8f",
     BASELINE: "#c46a17",
     OTHER: "#8a939b",
 }
+_ON_WHITE = {
+    "text.color": _PRINTED[INK],
+    "axes.labelcolor": _PRINTED[FAINT],
+    "axes.edgecolor": _PRINTED[GRID],
+    "grid.color": _PRINTED[GRID],
+    "xtick.color": _PRINTED[FAINT],
+    "ytick.color": _PRINTED[FAINT],
+}
+
+ERRORS = {
+    "error": "error of the gradient at single positions",
+    "summed_error": "error of the gradient summed over positions",
+}
+"""What the curves show: with draws the first is mostly noise, which the second averages out; a bias stays in both."""
 
 
 def sentence(page: Page) -> str:
@@ -40,9 +56,9 @@ def sentence(page: Page) -> str:
     at_one, student = own["at"]["1"], page["students"][-1]
     gradient = at_one[f"gradient_{student}"]
     return (
-        f"{own['name']} at {page['positions']:,} {_split(page)}: gradient of a {_named(student)} off by "
-        f"{_percent(gradient['error'])} and {_number(gradient['angle'], 2)}° at T = 1, KL {_number(at_one['kl'], 6)}, "
-        f"top-1 kept at {_percent(own['top1_kept'])}"
+        f"{own['name']} at {page['positions']:,} {_split(page)}, T = 1: gradient of a {_named(student)} off by "
+        f"{_percent(gradient['error'])} at single positions and by {_percent(gradient['summed_error'])} in their sum, "
+        f"KL {_number(at_one['kl'], 6)}, top-1 kept at {_percent(own['top1_kept'])}"
     )
 
 
@@ -76,62 +92,66 @@ def kept(page: Page) -> list[tuple[str, str]]:
 
 
 def compared(page: Page) -> Table:
-    """All codings side by side: bytes, what is kept, and the gradient's error at each temperature measured."""
+    """All codings side by side: bytes, what is kept, and the gradient's error, at single positions and of the sum."""
     temperatures = [t for t in _own(page)["at"] if sum(t in entry["at"] for entry in page["codings"]) > 1]
     headings = ["", "bytes", "top-1 kept", "gold rank kept", "log-partition off, p99", "KL, T = 1"]
-    headings += [f"error, {_named(s)}, T = {t}" for s in page["students"] for t in temperatures]
+    for student in page["students"]:
+        headings += [f"{_named(student)}, T = {t}" for t in temperatures] + ["of the sum, T = 1"]
     order = sorted(page["codings"], key=lambda entry: (list(_LINES).index(entry["family"]), entry["bytes"]))
     return Table(headings, [_compared(entry, page["students"], temperatures) for entry in order])
 
 
-def curve(page: Page) -> Markup:
-    """Bytes against the error of the gradient at T = 1, for the page."""
+def curve(page: Page, which: str) -> Markup:
+    """Bytes against one of ``ERRORS`` at T = 1, for the page."""
     with styled():
-        figure, axes = canvas(3.0)
-        said = _draw(axes, page, {})
-        return to_svg(figure, "fidelity", "Bytes a position against the error of the gradient", said)
+        figure, axes = canvas(3.3)
+        said = _draw(axes, page, which, {})
+        figure.legend(
+            *axes.get_legend_handles_labels(), frameon=False, fontsize=7.5, ncols=3, loc="outside lower center"
+        )
+        return to_svg(figure, f"fidelity-{which}", f"Bytes a position against the {ERRORS[which]}", said)
 
 
 def picture(page: Page) -> bytes:
-    """The same as a PNG file."""
-    with styled():
-        figure = Figure(figsize=(6.6, 4.4), layout="constrained", dpi=160)
+    """Both curves as a PNG file."""
+    with styled(), rc_context(_ON_WHITE):
+        figure = Figure(figsize=(10.5, 4.2), layout="constrained", dpi=150)
         figure.patch.set_facecolor("white")
-        _draw(figure.add_subplot(), page, _PRINTED)
+        both = figure.subplots(1, 2)
+        for axes, which in zip(both, ERRORS, strict=True):
+            _draw(axes, page, which, _PRINTED)
+        figure.legend(*both[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         return buffer.getvalue()
 
 
-def _draw(axes: Any, page: Page, colours: dict[str, str]) -> str:
+def _draw(axes: Any, page: Page, which: str, colours: dict[str, str]) -> str:
     student = page["students"][-1]
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for entry in page["codings"]:
-        error = entry["at"]["1"][f"gradient_{student}"]["error"]
+        error = entry["at"]["1"][f"gradient_{student}"][which]
         if error:
             lines[entry["family"]].append((entry["bytes"], error))
+            if entry["own"]:
+                axes.plot(entry["bytes"], error, "o", markersize=10, fillstyle="none", color=colours.get(INK, INK))
     for family in _LINES:
         if points := sorted(lines.get(family, [])):
             colour, marker, style = _LINES[family]
             colour = colours.get(colour, colour)
             axes.plot(*zip(*points, strict=True), style, marker=marker, color=colour, markersize=4, label=family)
-    entry = _own(page)
-    mark = entry["at"]["1"][f"gradient_{student}"]["error"]
-    if mark:
-        ring = colours.get(INK, INK)
-        axes.plot(entry["bytes"], mark, "o", markersize=10, fillstyle="none", color=ring, label="this store")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    ticks = sorted({round(entry["bytes"], -1) for entry in page["codings"]})
-    axes.set_xticks(_apart(ticks))
+    axes.set_xticks(_apart(sorted({entry["bytes"] for entry in page["codings"]})))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(NullLocator())
         axis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("bytes a position")
-    axes.set_ylabel(f"error of a {_named(student)}'s gradient, T = 1")
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.set_xlabel("bytes a position (the ring is this store)")
+    axes.set_ylabel(f"{_named(student)}, T = 1")
+    axes.set_title(ERRORS[which])
     return "; ".join(
         f"{family}: " + ", ".join(f"{size:.0f} bytes {_percent(error)}" for size, error in sorted(points))
         for family, points in lines.items()
@@ -139,11 +159,11 @@ def _draw(axes: Any, page: Page, colours: dict[str, str]) -> str:
 
 
 def _compared(entry: dict[str, Any], students: list[str], temperatures: list[str]) -> list[str]:
-    errors = [
-        _percent(entry["at"][t][f"gradient_{student}"]["error"]) if t in entry["at"] else "–"
-        for student in students
-        for t in temperatures
-    ]
+    errors = []
+    for student in students:
+        found = {t: means[f"gradient_{student}"] for t, means in entry["at"].items()}
+        errors += [_percent(found[t]["error"]) if t in found else "–" for t in temperatures]
+        errors.append(_percent(found["1"]["summed_error"]))
     return [
         f"{entry['name']}{' (this store)' if entry['own'] else ''}",
         f"{entry['bytes']:,.0f}",

@@ -90,11 +90,11 @@ class _Page:
     def _fidelity(self) -> dict[str, Any]:
         page, source = self.found.fidelity, "store/fidelity.json"
         if page is None or self.found.store is None:
-            return dict.fromkeys(("fidelity", "fidelity_kept", "fidelity_chart"))
+            return dict.fromkeys(("fidelity", "fidelity_kept", "fidelity_curves"))
         return {
             "fidelity": self._part(source, lambda: fidelity.own(page)),
             "fidelity_kept": self._part(source, lambda: fidelity.kept(page)),
-            "fidelity_chart": self._part(source, lambda: fidelity.curve(page)),
+            "fidelity_curves": self._part(source, lambda: [fidelity.curve(page, which) for which in fidelity.ERRORS]),
         }
 
     def _part(self, source: str, make: Callable[[], Any]) -> Any:

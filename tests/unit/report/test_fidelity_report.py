@@ -72,8 +72,9 @@ def test_tables_say_what_was_measured() -> None:
 def test_pictures_are_drawn() -> None:
     image = Image.open(io.BytesIO(fidelity.picture(page())))
     assert image.format == "PNG" and image.width > 600
-    svg = fidelity.curve(page())
-    assert svg.startswith("<svg") and "hybrid: 71 bytes" in svg
+    for which in fidelity.ERRORS:
+        svg = fidelity.curve(page(), which)
+        assert svg.startswith("<svg") and "hybrid: 71 bytes" in svg
 
 
 def test_the_report_shows_it_and_survives_damage(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_the_report_shows_it_and_survives_damage(tmp_path: Path) -> None:
     assert "What it keeps of the teacher" not in html.render(workdir)
     workdir.write_json("store/fidelity.json", page())
     text = html.render(workdir)
-    assert "What it keeps of the teacher" in text and text.count("<svg") == 8
+    assert "What it keeps of the teacher" in text and text.count("<svg") == 9
     broken = copy.deepcopy(page())
     del broken["codings"][0]["at"]
     workdir.write_json("store/fidelity.json", broken)
