@@ -133,6 +133,8 @@ def decode_ids(packed: np.ndarray, coding: Coding) -> np.ndarray:
     return unpack_bits(packed, coding.id_bits, coding.k)
 
 
+# What overflows or is no number comes out as such, and is refused where values are checked.
+@np.errstate(all="ignore")
 def decode_values(packed: np.ndarray, coding: Coding) -> np.ndarray:
     """``compressed_logprobs`` [N, B] uint8 to values [N, k] float64 (the curve is evaluated in float64)."""
     at = coding.exact_k * _BYTES[coding.exact]
@@ -153,6 +155,7 @@ def decode_values(packed: np.ndarray, coding: Coding) -> np.ndarray:
     return np.cumsum(values, axis=1) if coding.delta else values
 
 
+@np.errstate(all="ignore")
 def decode_older(
     words: np.ndarray, exact: np.ndarray, coefficients: np.ndarray, coding: Coding
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -175,8 +178,7 @@ def curve(coefficients: np.ndarray, coding: Coding) -> np.ndarray:
     t = np.linspace(0.0, 1.0, count) if coding.unit_t else np.arange(count, dtype=np.float64) + coding.older
     special = {"sqrt": np.sqrt, "exp": np.exp}
     basis = [special[term](t) if isinstance(term, str) else t ** float(term) for term in coding.terms]
-    with np.errstate(over="ignore", invalid="ignore"):
-        values: np.ndarray = coefficients.astype(np.float64) @ np.stack(basis)
+    values: np.ndarray = coefficients.astype(np.float64) @ np.stack(basis)
     return values
 
 

@@ -25,7 +25,7 @@ from distill_jobs.store.plan import StorePlan
 from distill_jobs.store.signal import TeacherSignal
 from distill_jobs.store.writer import write_part
 
-_POSITIONS_AT_ONCE = 1 << 13
+_ENTRIES_AT_ONCE = 1 << 20
 _EXACT_MASS, _LOSSY_MASS = 1.02, 2.0
 
 
@@ -159,14 +159,16 @@ def _encoded(work: Work, plan: StorePlan, run: Run) -> tuple[np.ndarray, dict[st
     for name, value in spare.items():
         targets[name][-1] = value[0]
     at = 0
-    rows = int(np.clip(2 * _POSITIONS_AT_ONCE // max(1, run.lengths.max()), 1, 256))
+    width = max(codec.k, work.source.coding.k if work.source.coding else 0)
+    positions = max(256, _ENTRIES_AT_ONCE // width)
+    rows = int(np.clip(2 * positions // max(1, run.lengths.max()), 1, 256))
     for first, starts, flat, entries in work.source.read(run.name, run.start, run.stop, rows):
         where = f"{work.source.folder}/{run.name}, rows {first} to {first + len(starts) - 2}"
         documents = run.documents.within(first, first + len(starts) - 1).after(-first)
         chosen, gold, ids, values = _aligned(work, starts, flat, documents, entries, where)
         tokens[at : at + len(chosen)] = chosen
-        for low in range(0, len(chosen), _POSITIONS_AT_ONCE):
-            some = slice(low, low + _POSITIONS_AT_ONCE)
+        for low in range(0, len(chosen), positions):
+            some = slice(low, low + positions)
             packed = codec.pack(_signal(work, ids[some], values[some], gold[some], where))
             for name, value in packed.items():
                 targets[name][at + low : at + low + len(value)] = value

@@ -4,6 +4,7 @@ Shapes: n rows, M positions of all of them together, W entries listed at a posit
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ MOST_TOKENS = 1 << 20
 """Tokens of one row beyond which a file is not believed."""
 
 _ROWS = 16
+_BYTES_AT_ONCE = 1 << 26
+_MOST_BYTES = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class Source:
             DataError: the file can't be read, or its token ids are no lists of numbers from 0 up.
         """
         found, largest, rows = [], -1, 0
-        wanted = [self.tokens, *([SEGMENTS] if SEGMENTS in self._schema(name).names else [])]
-        for start, batch in self._batches(name, wanted, 0, None, 1024):
+        wanted = [self.tokens, *([SEGMENTS] if SEGMENTS in self._schema(name) else [])]
+        for start, batch in self._batches(name, wanted, 0, None, self._survey_rows(name)):
             where = f"{self.folder}/{name}, from row {start}"
             starts, flat = level(_column(batch, self.tokens, where), f"{where}: column {self.tokens}")
             ids = integers(flat, f"{where}: column {self.tokens}")
@@ -126,8 +129,7 @@ class Source:
                     return int(listed.ids.shape[1])
         raise DataError(f"{self.folder} lists nothing in its first rows")
 
-    def _listing(self, schema: pa.Schema, name: str) -> list[str]:
-        there = schema.names
+    def _listing(self, there: list[str], name: str) -> list[str]:
         if self.coding is not None:
             needed = ["packed_indices", "exact_values", "coeffs"] if self.coding.older else None
             needed = needed or ["bytepacked_indices", "compressed_logprobs"]
@@ -167,43 +169,54 @@ class Source:
         ids = distillkit.decode_ids(packed_ids, self.coding)
         return Listed(starts, ids, distillkit.decode_values(packed_values, self.coding))
 
-    def _schema(self, name: str) -> pa.Schema:
-        return self._open(name).schema_arrow
+    def _survey_rows(self, name: str) -> int:
+        """Rows whose tokens are looked at together: few where rows are long, by what the file says of itself."""
+        with _said(f"{self.folder}/{name}"):
+            metadata = self._open(name).metadata
+            each = sum(metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups))
+            each //= max(1, metadata.num_rows)
+        if each > _MOST_BYTES:
+            raise DataError(f"{self.folder}/{name} claims {each:,} bytes for a row; {_MOST_BYTES:,} are the most")
+        return int(np.clip(_BYTES_AT_ONCE // max(1, each), 1, 1024))
+
+    def _schema(self, name: str) -> list[str]:
+        with _said(f"{self.folder}/{name}"):
+            return list(self._open(name).schema_arrow.names)
 
     def _open(self, name: str) -> pq.ParquetFile:
-        try:
+        with _said(f"{self.folder}/{name}"):
             return pq.ParquetFile(self.folder.open(name))
-        except (pa.ArrowException, OSError, ValueError, MemoryError, FileError) as error:
-            raise DataError(f"can't read {self.folder}/{name} as Parquet: {_flat(error)}") from None
 
     def _batches(
         self, name: str, columns: list[str], start: int, stop: int | None, size: int
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Record batches of the rows asked for, each with the number of its first row."""
-        file = self._open(name)
-        groups: list[int] = []
-        at = first = 0
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if at + rows > start and (stop is None or at < stop):
-                first = at if not groups else first
-                groups.append(group)
-            at += rows
-        if columns[0] not in file.schema_arrow.names:
-            raise DataError(
-                f"{self.folder}/{name} has no column {columns[0]}; it has {', '.join(file.schema_arrow.names)}"
-            )
-        try:
-            for batch in file.iter_batches(batch_size=size, row_groups=groups, columns=columns, use_threads=False):
-                batch.validate(full=True)
-                low, high = max(start - first, 0), batch.num_rows if stop is None else min(batch.num_rows, stop - first)
-                if low < high:
-                    yield first + low, batch.slice(low, high - low)
-                first += batch.num_rows
-                if stop is not None and first >= stop:
+        there = self._schema(name)
+        if columns[0] not in there:
+            raise _missing(f"{self.folder}/{name}", columns[0], there)
+        with _said(f"{self.folder}/{name}"):
+            file = self._open(name)
+            groups: list[int] = []
+            at = first = 0
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if at + rows > start and (stop is None or at < stop):
+                    first = at if not groups else first
+                    groups.append(group)
+                at += rows
+            batches = file.iter_batches(batch_size=size, row_groups=groups, columns=columns, use_threads=False)
+        while True:
+            with _said(f"{self.folder}/{name}"):
+                batch = next(batches, None)
+                if batch is None:
                     return
-        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-            raise DataError(f"{self.folder}/{name} is damaged: {_flat(error)}") from None
+                batch.validate(full=True)
+            low, high = max(start - first, 0), batch.num_rows if stop is None else min(batch.num_rows, stop - first)
+            if low < high:
+                yield first + low, batch.slice(low, high - low)
+            first += batch.num_rows
+            if stop is not None and first >= stop:
+                return
 
 
 def find(place: str) -> tuple[Folder, tuple[str, ...]]:
@@ -259,6 +272,15 @@ def _check_widths(found: tuple[int, ...], needed: tuple[int, ...], where: str) -
 
 def _nothing(starts: np.ndarray, k: int) -> Listed:
     return Listed(starts, np.zeros((0, k), dtype=np.int64), np.zeros((0, k)))
+
+
+@contextmanager
+def _said(where: str) -> Iterator[None]:
+    """Whatever goes wrong in the reader of Parquet, as one sentence."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError, FileError) as error:
+        raise DataError(f"can't read {where} as Parquet, or it is damaged: {_flat(error)}") from None
 
 
 def _missing(where: str, column: str, there: list[str]) -> DataError:

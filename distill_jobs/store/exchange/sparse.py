@@ -20,7 +20,8 @@ from distill_jobs.store.tail import NO_TAIL, TAIL_BETAS
 ABSENT = -1
 """In place of a class id: nothing is listed here."""
 
-VALUES = ("logprobs", "logits", "probs")
+NOTHING = 1e-7
+"""A remainder up to this is rounding: a sum of float32 probabilities can't be told from 1."""
 
 
 def listed(ids: Tensor, values: Tensor, kind: str, classes: int, most_mass: float) -> tuple[Tensor, Tensor]:
@@ -76,9 +77,8 @@ def whole(ids: Tensor, logprob: Tensor, gold: Tensor, classes: int, k: int) -> T
     ids, logprob = _width(ids, k, ABSENT), _width(logprob, k, -torch.inf)
     there = ids != ABSENT
     outside = classes - there.sum(dim=-1, keepdim=True)
-    left = (1.0 - logprob.exp().sum(dim=-1, keepdim=True)).clamp(min=0.0)
-    # Without any class outside there is no place for a remainder, which then is but rounding.
-    share = torch.where(outside > 0, left / outside.clamp(min=1), 0.0).log()
+    left = 1.0 - logprob.exp().sum(dim=-1, keepdim=True)
+    share = torch.where((outside > 0) & (left > NOTHING), left / outside.clamp(min=1), 0.0).log()
     ids, logprob = _falling(_filled(ids), torch.where(there, logprob, share))
     tail = classes - k
     gold_logprob, gold_rank = _gold(ids, logprob, share, gold, tail)

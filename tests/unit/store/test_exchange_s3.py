@@ -42,8 +42,5 @@ def test_there_and_back_through_an_object_store(tmp_path: Path, bucket: Folder) 
     index = export_store(bucket / "a", bucket / "out")
     assert (bucket / "out").names() == ["export.json", *index["files"]]
     assert (bucket / "out.unfinished").names() == []
-    export_store(bucket / "a", bucket / "hf", "datasets")
-    assert "state.json" in (bucket / "hf").names()
     with pytest.raises(StoreError, match="exists already"):
         export_store(bucket / "a", bucket / "out")
-    assert import_store(f"{bucket}/out", bucket / "b", "bytes", Layout())["tokens"] == 27

@@ -18,8 +18,8 @@ def dense_reference(ids: list[int], probabilities: list[float], classes: int) ->
     dense = np.zeros(classes)
     dense[ids] = probabilities
     others = np.setdiff1d(np.arange(classes), ids)
-    if len(others):
-        dense[others] = max(0.0, 1.0 - dense.sum()) / len(others)
+    if len(others) and dense.sum() < 1.0 - 1e-7:
+        dense[others] = (1.0 - dense.sum()) / len(others)
     return dense
 
 
@@ -30,7 +30,7 @@ def lists(draw):
     k = draw(st.integers(1, 16))
     ids = draw(st.permutations(range(classes)))[:width]
     weights = draw(st.lists(st.floats(1e-6, 1.0), min_size=width, max_size=width))
-    mass = draw(st.floats(0.3, 1.0))
+    mass = draw(st.one_of(st.floats(0.3, 0.999), st.just(1.0)))
     probabilities = [mass * w / sum(weights) for w in weights]
     return classes, k, list(ids), probabilities, draw(st.integers(-1, classes - 1))
 
