@@ -7,19 +7,22 @@ from typing import Any
 import pytest
 import torch
 from store_cases import VOCABULARY, lm_facts, make_data, make_store, table_facts
+from typer.testing import CliRunner
 
 from cluster.files import Folder
 from distill_jobs.capture.worker import CaptureTask, CaptureWorker
+from distill_jobs.cli import app
 from distill_jobs.data.facts import DataFacts
-from distill_jobs.errors import DataError, StoreError
+from distill_jobs.errors import DataError, ModelError, StoreError
 from distill_jobs.models.build import build_model
-from distill_jobs.models.files import save_model
+from distill_jobs.models.files import model_digest, save_model
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.spec import Model
 from distill_jobs.spec.parts import Mlp
 from distill_jobs.store.codecs import Codec
 from distill_jobs.store.codecs.dense import DenseCodec
 from distill_jobs.store.codecs.hybrid import HybridCodec
+from distill_jobs.store.fidelity.beside import fidelity_of
 from distill_jobs.store.fidelity.held_back import RANDOM, HeldBack
 from distill_jobs.store.fidelity.measure import FIDELITY, measure, measure_store, numbers, read
 from distill_jobs.store.plan import StorePlan
@@ -38,7 +41,7 @@ def page_of(tmp_path: Path, facts: DataFacts, codec: Codec, **more: Any) -> tupl
     make_data(data, facts)
     make_store(store, facts, data, codec)
     plan = StorePlan.load(store)
-    arguments = {"positions": 20, "rows_at_once": 2, **more}
+    arguments = {"positions": 20, "rows_at_once": 6, **more}
     return measure_store(plan, data, teacher_of(facts), **arguments), plan
 
 
@@ -130,3 +133,53 @@ def test_a_capture_actor_measures_with_the_teacher_that_it_holds(tmp_path: Path)
     page = read(root / "store", plan)
     assert page is not None and page["positions"] == 12 and told == numbers(page)
     assert worker.run(0)["rows"] == 3, "and captures as before"
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Folder:
+    """A workdir with data, a teacher, its store and a student."""
+    facts, root = lm_facts(), Folder(str(tmp_path))
+    make_data(root / "data", facts)
+    for seed, place in enumerate(("teacher/model", "student/1/model")):
+        save_model(teacher_of(facts, seed), root / place, facts, root / "data")
+    make_store(root / "store", facts, root / "data", HybridCodec(8, 4))
+    made = StorePlan.make(facts, HybridCodec(8, 4), model_digest(root / "teacher" / "model"), outputs=VOCABULARY)
+    made.save(root / "store")
+    return root
+
+
+def test_the_command_measures_again_beside_the_store(workdir: Folder) -> None:
+    done = CliRunner().invoke(app, ["store", "fidelity", f"{workdir}/store", "--positions", "9"])
+    assert done.exit_code == 0, done.output
+    assert "hybrid 8+4 (this store)" in done.output and "fidelity.png" in done.output
+    page = read(workdir / "store")
+    assert page is not None and page["students"] == [RANDOM, "student/1"] and page["positions"] == 9
+    assert (workdir / "store").read("fidelity.png").startswith(b"\x89PNG")
+    given, new = fidelity_of(workdir / "store", 4, student=workdir / "student" / "1" / "model")
+    assert new and given["students"] == [RANDOM, "student"]
+
+
+def test_without_the_teacher_it_tells_what_was_measured(workdir: Folder) -> None:
+    fidelity_of(workdir / "store", 5)
+    (workdir / "teacher" / "model").clear()
+    done = CliRunner().invoke(app, ["store", "fidelity", f"{workdir}/store"])
+    assert done.exit_code == 0 and "measured at capture" in done.output and "at 5 train positions" in done.output
+    (workdir / "store").remove(FIDELITY)
+    with pytest.raises(StoreError, match="nothing was measured"):
+        fidelity_of(workdir / "store", 5)
+
+
+def test_another_teacher_or_student_is_refused(workdir: Folder) -> None:
+    facts = lm_facts()
+    save_model(teacher_of(facts, seed=7), workdir / "teacher" / "model", facts, workdir / "data")
+    with pytest.raises(StoreError, match="another teacher"):
+        fidelity_of(workdir / "store", 5)
+    with pytest.raises(ModelError, match="no complete model"):
+        fidelity_of(again(workdir), 5, student=Folder(f"{workdir}/nowhere"))
+
+
+def again(workdir: Folder) -> Folder:
+    """The store with the plan of the teacher that lies there now."""
+    digest = model_digest(workdir / "teacher" / "model")
+    StorePlan.make(lm_facts(), HybridCodec(8, 4), digest, outputs=VOCABULARY).save(workdir / "store")
+    return workdir / "store"
