@@ -87,7 +87,8 @@ class Folder:
 
     def read_json(self, name: str) -> Any:
         try:
-            return json.loads(self.read(name))
+            # Nothing else than UTF-8 is ever written, and guessing would import whichever codec a file hints at.
+            return json.loads(self.read(name).decode())
         except (ValueError, UnicodeDecodeError, RecursionError):
             raise FileError(f"{self.uri}/{name} is not valid JSON; it was damaged or edited") from None
 

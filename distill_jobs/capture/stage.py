@@ -82,4 +82,5 @@ def _plan(job: Job, workdir: Folder, facts: DataFacts) -> StorePlan:
         teacher=model_digest(teacher),
         outputs=int(read_serving(teacher)[0]["outputs"]),
         seed=job.capture.seed,
+        precision=job.capture.precision,
     )

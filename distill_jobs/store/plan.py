@@ -37,6 +37,7 @@ class StorePlan:
         positions_per_row: distributions in a row (the sequence length for a language model, else 1).
         facts: the data's facts, as plain values, so that the store can be trained from alone.
         seed: what the codec's draws start from, together with sample ids and positions.
+        precision: the arithmetic that was asked of the teacher; ``auto`` is that of the device.
     """
 
     teacher: str
@@ -48,10 +49,13 @@ class StorePlan:
     positions_per_row: int
     facts: dict[str, Any]
     seed: int = 0
+    precision: str = "auto"
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
-    def make(cls, facts: DataFacts, codec: Codec, teacher: str, outputs: int, seed: int = 0) -> Self:
+    def make(
+        cls, facts: DataFacts, codec: Codec, teacher: str, outputs: int, *, seed: int = 0, precision: str = "auto"
+    ) -> Self:
         """The plan for the data's training split and a teacher that gives ``outputs`` logits.
 
         Raises:
@@ -72,6 +76,7 @@ class StorePlan:
             positions_per_row=facts.positions_per_row,
             facts=_plain(facts),
             seed=seed,
+            precision=precision,
         )
 
     @classmethod
@@ -140,7 +145,8 @@ class StorePlan:
             and facts.fingerprint == self.data_fingerprint
             and facts.tokenizer_sha == self.tokenizer_sha
         )
-        if not agree or not isinstance(self.teacher, str) or self.schema_version != SCHEMA_VERSION:
+        words = isinstance(self.teacher, str) and isinstance(self.precision, str)
+        if not agree or not words or self.schema_version != SCHEMA_VERSION:
             raise TypeError
         # Arrow's lists are counted in 32 bits, whatever a damaged plan may ask for.
         widest = max(field.width for field in self.make_codec().fields(self.classes).values())
@@ -154,7 +160,16 @@ def refuse_cold(folder: Folder) -> None:
         raise StoreError(f"the store in {folder} is archived (cold); turn it back by `distill store restore {folder}`")
 
 
-_CONTRACT = ("schema_version", "teacher", "tokenizer_sha", "vocabulary", "codec", "positions_per_row", "seed")
+_CONTRACT = (
+    "schema_version",
+    "teacher",
+    "tokenizer_sha",
+    "vocabulary",
+    "codec",
+    "positions_per_row",
+    "seed",
+    "precision",
+)
 
 
 def check_student(plan: StorePlan, outputs: int, tokenizer_sha: str | None) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from store_cases import lm_facts, make_data, make_store, table_facts
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from cluster.files import Folder, digest
 from distill_jobs.data.facts import DataFacts
@@ -66,6 +68,9 @@ def make_cases(root: Path) -> list[Case]:
     for number, (name, (facts, codec)) in enumerate(STORES.items()):
         place = root / str(number)
         make_data(Folder(str(place / "data")), facts)
+        words = {f"word{i}": i for i in range(facts.targets)}
+        (place / "data" / "tokenizer").mkdir()
+        Tokenizer(WordLevel(words, unk_token="word0")).save(str(place / "data" / "tokenizer" / "tokenizer.json"))
         make_store(Folder(str(place / "store")), facts, Folder(str(place / "data")), codec)
         store = place / "store"
         files = {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()}

@@ -41,7 +41,7 @@ def test_the_contract_leaves_out_how_many_parts_there_are() -> None:
     grown = StorePlan.make(dataclasses.replace(lm_facts(parts=9), fingerprint="data-2"), TopKCodec(4), "teacher-1", 50)
     assert grown.digest != plan.digest and grown.contract == plan.contract
     assert plan.part_inputs("a") == grown.part_inputs("a") != plan.part_inputs("b")
-    for change in ({"seed": 1}, {"teacher": "teacher-2"}, {"codec": {"name": "topk", "k": 5}}, {"tokenizer_sha": "x"}):
+    for change in ({"seed": 1}, {"teacher": "teacher-2"}, {"codec": {"name": "topk", "k": 5}}, {"precision": "fp32"}):
         assert dataclasses.replace(plan, **change).contract != plan.contract
 
 
@@ -79,7 +79,7 @@ def job(tmp_path: Path) -> Job:
             },
             "teacher": {"model": model, "train": {}},
             "student": {"model": model, "train": {}},
-            "capture": {"codec": {"topk": {"k": 4}}, "seed": 7},
+            "capture": {"codec": {"topk": {"k": 4}}, "seed": 7, "fidelity_positions": 0},
         }
     )
 
