@@ -24,7 +24,7 @@ from cluster.files import Folder
 from distill_jobs.data.flat import Damage
 from distill_jobs.data.part_file import map_file
 
-_RANGE = 8 << 20
+_RANGE = 32 << 20
 _AT_ONCE = 4
 _LOCKS = 64
 DEFAULT_BYTES = 16 << 30

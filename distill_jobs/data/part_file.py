@@ -169,11 +169,16 @@ class Part:
         column = self.layout.columns[name]
         if not column.row_bytes or column.dtype is None:
             return None
-        at = self._where(column, rows)
-        if len(at) > 1 and (np.diff(at) != column.row_bytes).any():
+        if self.layout.rows_per_batch > 1:
+            at = self._where(column, rows)
+            if len(at) > 1 and (np.diff(at) != column.row_bytes).any():
+                return None
+            first = int(at[0])
+        elif len(rows) == 1:
+            first = int(column.at.base[rows[0]]) + column.at.distance
+        else:
             return None
-        count = len(rows) * int(np.prod(column.shape, dtype=np.int64))
-        return np.frombuffer(self.mapped, column.dtype, count, int(at[0])).reshape(len(rows), *column.shape)
+        return np.ndarray((len(rows), *column.shape), column.dtype, self.mapped, first)
 
     def _texts(self, column: Column, rows: np.ndarray) -> list[str]:
         assert column.text_at is not None and column.text_bytes is not None
