@@ -6,10 +6,10 @@ files used longest ago go; whoever still has one mapped keeps it until it lets g
 """
 
 import fcntl
-import getpass
 import hashlib
 import mmap
 import os
+import shutil
 import tempfile
 import threading
 from collections import deque
@@ -48,7 +48,7 @@ class PartCache:
     """A local folder that holds at most ``limit`` bytes of remote parts."""
 
     def __init__(self, folder: Path | None = None, limit: int = DEFAULT_BYTES) -> None:
-        self.folder = folder or Path(tempfile.gettempdir()) / f"distill-parts-{getpass.getuser()}"
+        self.folder = folder or Path(tempfile.gettempdir()) / f"distill-parts-{os.getuid()}"
         self.limit = limit
         self._ahead = _Ahead(self)
         try:
@@ -75,6 +75,10 @@ class PartCache:
 
     def has(self, wanted: Wanted) -> bool:
         return (self.folder / wanted.cached).exists()
+
+    def drop(self, wanted: Wanted) -> None:
+        """Forget a part, for example because it turned out to be damaged: the next reader fetches it anew."""
+        (self.folder / wanted.cached).unlink(missing_ok=True)
 
     def fetch(self, wanted: Wanted, spare: frozenset[str] = frozenset()) -> Path:
         """The local path of a part, fetched when it isn't there. Files named in ``spare`` aren't given up for it."""
@@ -122,13 +126,15 @@ class PartCache:
                 if entry.name.endswith((".part", ".tmp")):
                     held.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.name))
         total = sum(bytes_ for _, bytes_, _ in held) + size
+        # A disk that others fill as well may have less room than was granted.
+        limit = min(self.limit, total - size + shutil.disk_usage(self.folder).free)
         for _, bytes_, name in sorted(held):
-            if total <= self.limit:
+            if total <= limit:
                 return
             if name.endswith(".part") and name not in spare:
                 (self.folder / name).unlink(missing_ok=True)
                 total -= bytes_
-        if total > self.limit and spare:
+        if total > limit and spare:
             raise FileError("no room to read ahead")
 
     @contextmanager

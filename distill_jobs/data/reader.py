@@ -210,6 +210,8 @@ class TableReader:
                 raise Damage("its SHA-256 is not the one in the manifest")
             part = Part(mapped, self._layout(number, mapped))
         except (Damage, FileError, OSError, ValueError) as error:
+            if self._cache is not None:
+                self._cache.drop(self.wanted([number])[0])
             raise self._broken(number, _flat(error)) from None
         self._hold(number, part)
         return part

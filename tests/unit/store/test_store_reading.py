@@ -18,6 +18,7 @@ from distill_jobs.errors import DataError, SpecError, StoreError
 from distill_jobs.inputs import inputs_of
 from distill_jobs.spec import parse_job
 from distill_jobs.spec.reading import Mix, Reading
+from distill_jobs.store.codecs.dense import DenseCodec
 from distill_jobs.store.codecs.hybrid import HybridCodec
 from distill_jobs.store.codecs.topk import TopKCodec
 from distill_jobs.store.mixture import MixedStore
@@ -154,6 +155,27 @@ def test_a_damaged_download_is_refused_and_not_kept(bucket: Folder, tmp_path: Pa
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.tmp"))
     table.folder.write(name, good)
     assert table.take(np.array([0]), ["sample_id"])["sample_id"].tolist() == [0]
+
+
+def test_a_cached_part_that_was_damaged_is_fetched_anew(bucket: Folder, tmp_path: Path) -> None:
+    rows, name = np.array([0, 2]), "input_ids"
+    folder = bucket / "one" / "data" / "train"
+    expected = TableReader(folder, cache=PartCache(tmp_path)).take(rows, [name])[name]
+    [cached] = tmp_path.glob("*.part")
+    cached.write_bytes(bytes(cached.stat().st_size))
+    with pytest.raises(DataError, match="SHA-256"):
+        TableReader(folder, cache=PartCache(tmp_path)).take(rows, [name])
+    assert np.array_equal(TableReader(folder, cache=PartCache(tmp_path)).take(rows, [name])[name], expected)
+
+
+def test_images_come_from_the_data_beside_the_store(tmp_path: Path) -> None:
+    facts, store, data = table_facts("image"), Folder(str(tmp_path / "store")), Folder(str(tmp_path / "data"))
+    make_data(data, facts)
+    make_store(store, facts, data, DenseCodec())
+    batch, signal = store_source(store, data, soft=True).load(np.array([4, 1]), "cpu")
+    expected = TableReader(data / "train").take(np.array([4, 1]), ["pixels"])["pixels"]
+    assert np.array_equal(batch.inputs["pixels"].reshape(2, -1).numpy(), expected)
+    assert signal is not None and len(signal) == 2
 
 
 def test_a_mixture_gives_each_store_its_rows(made: Path) -> None:
