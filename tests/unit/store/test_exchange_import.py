@@ -319,19 +319,22 @@ def test_segments_are_documents() -> None:
     assert found.after(7).within(9, 10).begins.tolist() == [0, 1]
 
 
-def test_mutated_files_end_in_one_sentence_or_in_a_store(tmp_path: Path) -> None:
-    rng = np.random.default_rng(6)
+@pytest.mark.parametrize("times", [60, pytest.param(3000, marks=pytest.mark.slow)])
+def test_mutated_files_end_in_one_sentence_or_in_a_store(tmp_path: Path, times: int) -> None:
+    rng = np.random.default_rng(times)
     rows, dense = rows_of(rng, [9, 5])
     write_topk(tmp_path / "in.parquet", rows, dense, 4)
     good = (tmp_path / "in.parquet").read_bytes()
-    for number in range(60):
+    for number in range(times):
         bad = bytearray(good)
         for place in rng.integers(0, len(bad), 3):
             bad[place] = rng.integers(256)
         (tmp_path / "in.parquet").write_bytes(
             bytes(bad[: rng.integers(1, len(bad))]) if number % 4 == 0 else bytes(bad)
         )
-        into = Folder(str(tmp_path / f"store{number}"))
+        into = Folder(str(tmp_path / "store"))
+        (into / "parts").clear()
+        into.remove("plan.json")
         try:
             import_store(str(tmp_path / "in.parquet"), into, "bytes", Layout())
         except DistillError as error:
