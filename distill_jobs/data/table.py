@@ -118,9 +118,11 @@ def commit_part(
 
 def read_record(folder: Folder, part: int) -> PartRecord | None:
     """The commit record of a part, or None when the part is not committed."""
+    return _record(folder, part) if folder.exists(record_name(part)) else None
+
+
+def _record(folder: Folder, part: int) -> PartRecord:
     name = record_name(part)
-    if not folder.exists(name):
-        return None
     return PartRecord.of(folder.read_json(name), f"{folder}/{name}")
 
 
@@ -130,18 +132,18 @@ def committed(folder: Folder, parts: int, inputs: str | Sequence[str]) -> dict[i
     ``inputs`` is one digest for all parts, or one for each. A record that can't be read counts as absent: its part is
     made again.
     """
-    there = set(folder.names(".json"))
+    # Listed once: asking for each file would cost an object store two requests a part.
+    there = set(folder.names())
     found: dict[int, PartRecord] = {}
     for part in range(parts):
         if record_name(part) not in there:
             continue
         try:
-            record = read_record(folder, part)
+            record = _record(folder, part)
         except (DataError, FileError):
             continue
         wanted = inputs if isinstance(inputs, str) else inputs[part]
-        fits = record is not None and record.part == part and record.inputs == wanted
-        if record and fits and (record.file is None or folder.exists(record.file)):
+        if record.part == part and record.inputs == wanted and (record.file is None or record.file in there):
             found[part] = record
     return found
 

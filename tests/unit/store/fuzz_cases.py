@@ -192,7 +192,7 @@ def reseal(case: Case, name: str, content: bytes) -> list[str]:
 
     def update(other: str, change: Any) -> None:
         try:
-            values = json.loads((case.root / other).read_bytes())
+            values = json.loads((case.root / other).read_text(encoding="utf-8"))
             change(values)
             write(case, other, json.dumps(values).encode())
             rewritten.append(other)
@@ -209,11 +209,11 @@ def reseal(case: Case, name: str, content: bytes) -> list[str]:
     plan = (case.root / "plan.json").read_bytes()
 
     def all_digests(values: Any) -> None:
-        totals = json.loads(table)
+        totals = json.loads(table.decode())
         values.update(table_sha256=hashlib.sha256(table).hexdigest())
         if name.startswith("parts/manifest"):
             values.update({key: totals[key] for key in ("parts", "rows", "tokens", "bytes") if key in totals})
-        values.update(plan=digest(json.loads(plan)))
+        values.update(plan=digest(json.loads(plan.decode())))
         values[SEAL] = seal(values)
 
     update("manifest.json", all_digests)
