@@ -70,7 +70,7 @@ class Layout:
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """Map a file. The pages are private, so that an array over them is writable and the file still can't change."""
+    """Map a file. The pages are private: torch takes only memory that is writable, and the file still can't change."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size == 0:
@@ -178,7 +178,10 @@ class Part:
             first = int(column.at.base[rows[0]]) + column.at.distance
         else:
             return None
-        return np.ndarray((len(rows), *column.shape), column.dtype, self.mapped, first)
+        found: np.ndarray = np.ndarray((len(rows), *column.shape), column.dtype, self.mapped, first)
+        # Later readers of these rows see the same memory: nobody may write there.
+        found.flags.writeable = False
+        return found
 
     def _texts(self, column: Column, rows: np.ndarray) -> list[str]:
         assert column.text_at is not None and column.text_bytes is not None

@@ -112,8 +112,8 @@ class TableReader:
     def take(self, indices: np.ndarray, columns: list[str] | None = None) -> dict[str, np.ndarray]:
         """The rows ``indices`` (any order, repeats allowed), as one array for each column.
 
-        Rows that lie behind one another in one record batch (so any single row) come as views of the mapped file;
-        what is written into such a view never reaches the file.
+        Rows that lie behind one another in one record batch (so any single row) come as read-only views of the
+        mapped file.
 
         Args:
             indices: [n] global row numbers.

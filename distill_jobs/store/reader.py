@@ -77,7 +77,7 @@ class LogitStore:
 
         Returns:
             [n] for a plain column, [n, width] for a list; soft targets are [n, positions_per_row · width]. A single
-            row, and rows that lie behind one another, are views of the mapped part.
+            row, and rows that lie behind one another, are read-only views of the mapped part.
         """
         known = self.table.schema.names if columns is None else columns
         names = [name for name in known if name != STAYS_IN_DATA and not name.startswith(PREFIX)]
@@ -114,7 +114,7 @@ class LogitStore:
         for name, field in self._fields.items():
             values = _values(columns, name, field, self.plan.positions_per_row)
             values = values if chosen is None else values.take(chosen, axis=0)
-            raw[name] = torch.from_numpy(np.require(values, requirements="W")).to(device)
+            raw[name] = as_tensor(values).to(device)
         return raw
 
     def _check_part(self, part: int) -> None:
@@ -128,6 +128,18 @@ class LogitStore:
                 self._codec.check(self._raw(columns, "cpu", None), self.plan.classes)
             except StoreError as error:
                 raise StoreError(f"part {part} of {self.table.folder}: {error}") from None
+
+
+def as_tensor(values: np.ndarray) -> Tensor:
+    """Columns as ``take`` gave them as a tensor over the same memory, which is for reading only."""
+    if not values.flags.writeable:
+        values = values.view()
+        try:
+            # A mapped part: torch knows no read-only memory, and what were written here would not reach the file.
+            values.flags.writeable = True
+        except ValueError:
+            values = values.copy()
+    return torch.from_numpy(values)
 
 
 def read_manifest(folder: Folder, plan: StorePlan, cold: bool = False) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from distill_jobs.data.table import MANIFEST, PartRecord, read_record
 from distill_jobs.errors import DataError, StoreError
 from distill_jobs.store.check import check_signal
 from distill_jobs.store.plan import PARTS, SPLIT, StorePlan
-from distill_jobs.store.reader import LogitStore, open_parts, read_manifest
+from distill_jobs.store.reader import LogitStore, as_tensor, open_parts, read_manifest
 from distill_jobs.store.writer import PREFIX, contract
 
 _POSITIONS_AT_ONCE = 1 << 14
@@ -170,7 +170,7 @@ def _values(store: LogitStore, columns: dict[str, np.ndarray]) -> Iterator[str]:
         signal = store.signal(columns, "cpu", keep)
         codec, classes = store.plan.make_codec(), store.plan.classes
         shaped = {name: columns[PREFIX + name].reshape(-1, f.width) for name, f in codec.fields(classes).items()}
-        codec.check({name: torch.from_numpy(values) for name, values in shaped.items()}, classes)
+        codec.check({name: as_tensor(values) for name, values in shaped.items()}, classes)
     except StoreError as error:
         yield str(error)
         return

@@ -22,7 +22,7 @@ from distill_jobs.store.codecs.dense import DenseCodec
 from distill_jobs.store.codecs.hybrid import HybridCodec
 from distill_jobs.store.codecs.topk import TopKCodec
 from distill_jobs.store.mixture import MixedStore
-from distill_jobs.store.reader import LogitStore
+from distill_jobs.store.reader import LogitStore, as_tensor
 from distill_jobs.training.source import split_source, store_source
 
 boto3 = pytest.importorskip("boto3")
@@ -69,6 +69,16 @@ def test_rows_by_sample_id(made: Path) -> None:
     assert store.rows_of(ids).tolist() == numbers.tolist()
     with pytest.raises(StoreError, match="has no sample"):
         store.rows_of(np.array([9 << 32]))
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_row_reaches_torch_without_a_copy(made: Path) -> None:
+    store = LogitStore.open(local(made, "one")[0])
+    columns = store.take(np.array([6]))
+    tensors = {name: as_tensor(values) for name, values in columns.items() if values.dtype != object}
+    assert all(np.shares_memory(tensor.numpy(), columns[name]) for name, tensor in tensors.items())
+    once, again = store.signal(columns, "cpu"), store.signal(columns, "cpu")
+    assert torch.equal(once.head_logprob, again.head_logprob) and torch.equal(once.tail_nodes, again.tail_nodes)
 
 
 def test_training_reads_no_text(made: Path) -> None:
