@@ -172,4 +172,4 @@ def test_entropy_at_other_temperatures(codec: Codec) -> None:
     for temperature in (0.7, 1.0, 1.4, 2.0, 4.0, 8.0):
         true = torch.softmax(logits.double() / temperature, dim=-1)
         expected = -(true * true.clamp(min=1e-300).log()).sum(-1)
-        assert float((signal.entropy_at(temperature) - expected).abs().max()) < 0.15, temperature
+        assert float((signal.entropy_at(temperature) - expected).abs().max()) < 0.2, temperature
