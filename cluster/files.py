@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pyarrow import fs
 from cluster.errors import FileError
 
 _BLOCK = 1 << 20
+_S3_SETTINGS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_REGION")
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
@@ -32,13 +34,19 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), os.path.abspath(uri)
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     if uri.startswith("s3://") and endpoint:
-        scheme, _, host = endpoint.partition("://")
-        return fs.S3FileSystem(endpoint_override=host, scheme=scheme), uri.removeprefix("s3://")
+        return _s3(endpoint, tuple(os.environ.get(name) for name in _S3_SETTINGS)), uri.removeprefix("s3://")
     try:
         found, path = fs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FileError(f"can't open {uri}: {_flat(error)}") from None
     return found, path
+
+
+@lru_cache(maxsize=8)
+def _s3(endpoint: str, settings: tuple[str | None, ...]) -> fs.S3FileSystem:  # noqa: ARG001
+    """One client for the same endpoint and settings: making it takes longer than most requests."""
+    scheme, _, host = endpoint.partition("://")
+    return fs.S3FileSystem(endpoint_override=host, scheme=scheme)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from fuzz_cases import Case, fuzz, limits, make_cases, read
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     made = make_cases(tmp_path_factory.mktemp("fuzz"))
     # What is imported or compiled once, is so before anything is watched.
-    fuzz(made, range(-200, 0))
+    fuzz(made, range(-64, 0))
     return made
 
 
