@@ -19,7 +19,7 @@ from distill_jobs.errors import DataError
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.store.draws import uniforms
 
-_ROWS_TO_SPREAD = 8
+_TOKENS_A_POSITION = 4
 _CHUNK = 32
 
 RANDOM = "random"
@@ -73,8 +73,8 @@ class HeldBack:
         """The positions in chunks. Every model takes whole rows, ``rows_at_once`` at a time."""
         table = TableReader(self.data / self.split)
         length = self.facts.positions_per_row
-        # Neighbouring positions are much alike: more rows than would do, and a part of each.
-        rows = min(table.rows, math.ceil(self.positions * min(_ROWS_TO_SPREAD, length) / length))
+        # Neighbouring positions are much alike: more rows than would do, and a quarter of each.
+        rows = min(table.rows, math.ceil(self.positions * min(_TOKENS_A_POSITION, length) / length))
         numbers = np.unique(np.linspace(0, table.rows - 1, rows).round().astype(np.int64))
         each = math.ceil(self.positions / len(numbers))
         generator = torch.Generator().manual_seed(self.seed)
