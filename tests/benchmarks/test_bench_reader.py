@@ -26,7 +26,7 @@ from distill_jobs.data.reader import TableReader, as_array
 from distill_jobs.data.table import MANIFEST, commit_manifest, commit_part, sample_id
 from distill_jobs.store.codecs.hybrid import HybridCodec
 from distill_jobs.store.plan import PARTS, StorePlan
-from distill_jobs.store.reader import LogitStore
+from distill_jobs.store.reader import LogitStore, as_tensor
 from distill_jobs.store.writer import SEAL, contract, finish, seal, start, write_part
 from distill_jobs.training.feed import Order
 
@@ -210,7 +210,7 @@ def test_a_hundred_thousand_parts(tmp_path: Path) -> None:
     code = f"""
 import psutil, time, numpy as np
 from cluster.files import Folder
-from distill_jobs.store.reader import LogitStore
+from distill_jobs.store.reader import LogitStore, as_tensor
 held = lambda: psutil.Process().memory_info().rss / 1e6
 before, start = held(), time.perf_counter()
 store = LogitStore.open(Folder({str(folder)!r}))
@@ -254,7 +254,7 @@ def _arrow(store: Folder) -> Callable[[np.ndarray], Batch]:
 
 
 def _tensors(columns: dict[str, np.ndarray]) -> Batch:
-    return {name: torch.from_numpy(values) for name, values in columns.items()}
+    return {name: as_tensor(values) for name, values in columns.items()}
 
 
 def _speed(rows: int, row_bytes: int, seconds: float) -> str:
