@@ -44,6 +44,11 @@ def test_from_text_to_report(prose: Path, distill: Distill, tmp_path: Path) -> N
     assert all(1 < measured["perplexity"] < 100 for measured in found["models"].values()), found["models"]
     plan = json.loads((workdir / "store/plan.json").read_text())
     assert plan["codec"] == {"name": "topk", "k": 16} and plan["positions_per_row"] == 128
+    # What the codec keeps was measured on rows that nothing was trained on, and is on the last screen.
+    kept = json.loads((workdir / "store/fidelity.json").read_text())
+    assert kept["split"] == "validation" and kept["codings"][0]["name"] == "topk 16"
+    assert set(kept["codings"][0]["slices"]["corpus"]) <= {"data", "python"}
+    assert "kept:    topk 16 at" in done.stdout
     told = distill("store", "inspect", workdir / "store")
     assert told.returncode == 0 and "topk" in told.stdout, told.stderr
     # The student is an ordinary Hugging Face folder of two layers.
