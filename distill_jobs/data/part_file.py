@@ -133,21 +133,26 @@ class Part:
 
     def copy(self, targets: list["Target"], rows: np.ndarray, to: np.ndarray) -> None:
         """Copy rows [n] of each target's column to its rows ``to`` [n]."""
-        alone = self.layout.rows_per_batch == 1
-        places, starts = to.tolist(), dict[int, list[int]]()
+        columns, alone, source = self.layout.columns, self.layout.rows_per_batch == 1, self._memory
+        places = to.tolist()
+        base: np.ndarray | None = None
+        starts: list[int] = []
         for target in targets:
-            column = self.layout.columns[target.name]
-            if target.memory is None:
+            column, memory = columns[target.name], target.memory
+            if memory is None:
                 target.out[to] = self._texts(column, rows)
             elif not alone:
                 self._copy_runs(column, target, rows, to)
             elif size := column.row_bytes:
-                base, distance = column.at.base, column.at.distance
-                if id(base) not in starts:
-                    starts[id(base)] = base[rows].tolist()
-                memory, source = target.memory, self._memory
-                for a, b in zip(places, starts[id(base)], strict=True):
-                    memory[a * size : (a + 1) * size] = source[b + distance : b + distance + size]
+                # Neighbouring columns nearly always lie at fixed distances from one array of offsets.
+                if column.at.base is not base:
+                    base = column.at.base
+                    starts = base[rows].tolist()
+                distance = column.at.distance
+                for a, b in zip(places, starts, strict=True):
+                    a *= size
+                    b += distance
+                    memory[a : a + size] = source[b : b + size]
 
     def _copy_runs(self, column: Column, target: "Target", rows: np.ndarray, to: np.ndarray) -> None:
         size = column.row_bytes
