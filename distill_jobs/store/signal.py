@@ -13,7 +13,7 @@ from distill_jobs.store import tail
 
 AVERAGED_OVER = 128
 """Positions over which a gradient is taken to be averaged, where noise is weighed against bias. On real positions this
-keeps the gradient at T = 2 and above no worse than the bucket alone makes it; larger numbers trust the draws too far."""
+keeps the gradient at T = 2 and above as good as the bucket alone makes it; larger numbers trust the draws too far."""
 
 
 @dataclass(frozen=True)
