@@ -150,71 +150,100 @@ def predict(
     accelerator: str | None = None,
     start_up: StartUp | None = None,
 ) -> list[StageEstimate]:
-    """The stages ``prepare``, ``teacher`` (where it is trained), ``capture``, ``train`` and ``evaluate``, in order."""
-    wait, spec = start_up or StartUp(), job.capture
-    actor = Held(spec.actors, spec.cpus_per_actor, spec.gpus_per_actor)
-    rows = sizes.train_rows + sizes.validation_rows + sizes.test_rows
-    forward = rates.capture_row_seconds * (1 - rates.encoding_share)
-    prepare = stage_of(
-        "prepare",
-        [Work("source rows", sizes.source_rows, sizes.prepare_row_seconds)],
-        Held(job.data.actors, job.data.cpus_per_actor),
-        wait.pool,
-        prices,
-        accelerator,
-        size=rows * sizes.row_bytes,
-    )
-    capture = stage_of(
-        "capture",
-        [Work("rows", sizes.train_rows, rates.capture_row_seconds)],
-        actor,
-        wait.pool,
-        prices,
-        accelerator,
-        size=store_bytes(sizes.train_rows, rates.bytes_per_row, sizes.row_bytes),
-        note=f"{rates.bytes_per_row / rates.positions_per_row:.0f} bytes of soft target a position",
-    )
-    evaluate = stage_of(
-        "evaluate",
-        [
-            Work("rows by the teacher", sizes.test_rows, forward),
-            Work("rows by its students", sizes.test_rows * 2 * len(job.seeds), rates.student_forward_row_seconds),
-        ],
-        Held(1, actor.cpus, actor.gpus),
-        wait.pool,
-        prices,
-        accelerator,
-    )
-    arms = {"student": rates.student_row_seconds, "baseline": rates.baseline_row_seconds}
-    train = _training(
-        "train",
-        job.student.train,
-        {name: (len(job.seeds), seconds) for name, seconds in arms.items()},
-        sizes,
-        rates.student_forward_row_seconds,
-        sizes.student_bytes,
-        wait.gang,
-        prices,
-        accelerator,
-    )
-    if job.teacher.train is None:
-        if not sizes.bring_seconds:
-            return [prepare, capture, train, evaluate]
-        work = [Work("teacher to bring", 1, sizes.bring_seconds)]
-        bring = stage_of("teacher", work, Held(1, actor.cpus, actor.gpus), wait.pool, prices, accelerator)
-        return [prepare, bring, capture, train, evaluate]
-    teach = _training(
-        "teacher",
-        job.teacher.train,
-        {"teacher": (1, rates.teacher_row_seconds)},
-        sizes,
-        forward,
-        sizes.teacher_bytes,
-        wait.gang,
-        prices,
-        accelerator,
-    )
-    return [prepare, teach, capture, train, evaluate]
+    """The stages ``prepare``, ``teacher`` (where it costs anything), ``capture``, ``train``, ``evaluate``, in order."""
+    its = _Prediction(job, sizes, rates, prices, accelerator, start_up or StartUp())
+    stages = [its.prepare(), its.teacher(), its.capture(), its.train(), its.evaluate()]
+    return [stage for stage in stages if stage is not None]
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """The arithmetic of each stage of one job."""
+
+    job: Job
+    sizes: Sizes
+    rates: Rates
+    prices: PriceBook
+    accelerator: str | None
+    wait: StartUp
+
+    @property
+    def forward(self) -> float:
+        """Seconds of the teacher's bare forward, a row."""
+        return self.rates.capture_row_seconds * (1 - self.rates.encoding_share)
+
+    def prepare(self) -> StageEstimate:
+        rows = self.sizes.train_rows + self.sizes.validation_rows + self.sizes.test_rows
+        work = Work("source rows", self.sizes.source_rows, self.sizes.prepare_row_seconds)
+        held = Held(self.job.data.actors, self.job.data.cpus_per_actor)
+        return self._stage("prepare", [work], held, size=rows * self.sizes.row_bytes)
+
+    def teacher(self) -> StageEstimate | None:
+        if self.job.teacher.train is not None:
+            arms = {"teacher": (1, self.rates.teacher_row_seconds)}
+            return self._training("teacher", self.job.teacher.train, arms, self.forward, self.sizes.teacher_bytes)
+        if not self.sizes.bring_seconds:
+            return None
+        return self._stage("teacher", [Work("teacher to bring", 1, self.sizes.bring_seconds)], self._actors(1))
+
+    def capture(self) -> StageEstimate:
+        rows, each = self.sizes.train_rows, self.rates.bytes_per_row
+        return self._stage(
+            "capture",
+            [Work("rows", rows, self.rates.capture_row_seconds)],
+            self._actors(self.job.capture.actors),
+            size=store_bytes(rows, each, self.sizes.row_bytes),
+            note=f"{each / self.rates.positions_per_row:.0f} bytes of soft target a position",
+        )
+
+    def train(self) -> StageEstimate:
+        count = len(self.job.seeds)
+        arms = {
+            "student": (count, self.rates.student_row_seconds),
+            "baseline": (count, self.rates.baseline_row_seconds),
+        }
+        forward = self.rates.student_forward_row_seconds
+        return self._training("train", self.job.student.train, arms, forward, self.sizes.student_bytes)
+
+    def evaluate(self) -> StageEstimate:
+        rows, students = self.sizes.test_rows, 2 * len(self.job.seeds)
+        work = [
+            Work("rows by the teacher", rows, self.forward),
+            Work("rows by its students", rows * students, self.rates.student_forward_row_seconds),
+        ]
+        return self._stage("evaluate", work, self._actors(1))
+
+    def _actors(self, count: int) -> Held:
+        return Held(count, self.job.capture.cpus_per_actor, self.job.capture.gpus_per_actor)
+
+    def _stage(
+        self,
+        stage: str,
+        work: list[Work],
+        held: Held,
+        *,
+        start_up: float | None = None,
+        size: float = 0,
+        note: str = "",
+    ) -> StageEstimate:
+        seconds = self.wait.pool if start_up is None else start_up
+        return stage_of(stage, work, held, seconds, self.prices, self.accelerator, size=size, note=note)
+
+    def _training(
+        self, stage: str, train: Train, arms: dict[str, tuple[int, float]], forward: float, size: int
+    ) -> StageEstimate:
+        """A gang that trains ``arms`` (name: how many models, seconds of a row), one model after another."""
+        steps, models = optimizer_steps(train, self.sizes.train_rows), sum(count for count, _ in arms.values())
+        # Early stopping looks at the validation split once an epoch; a run without it once, at the end.
+        looks = math.ceil(steps * train.batch_size / max(1, self.sizes.train_rows)) if train.early_stopping else 1
+        work = [Work(f"{name} rows", count * steps * train.batch_size, row) for name, (count, row) in arms.items()]
+        # Every rank goes through every step, so that more ranks don't shorten this.
+        work.append(Work("engine steps", models * steps * train.workers, _ENGINE_STEP_SECONDS))
+        work.append(Work("validation rows", models * looks * self.sizes.validation_rows, forward))
+        stopping = "; at most, since it may stop early" if train.early_stopping else ""
+        held = Held(train.workers, train.cpus_per_worker, train.gpus_per_worker)
+        note = f"{models} × {steps:,} steps{stopping}"
+        return self._stage(stage, work, held, start_up=self.wait.gang, size=models * size, note=note)
 
 
 def store_bytes(rows: int, bytes_per_row: float, row_bytes: float) -> int:
@@ -235,39 +264,6 @@ def total(estimates: list[StageEstimate]) -> StageEstimate:
         sum(e.bytes for e in estimates),
         math.fsum(e.usd for e in estimates),
         "the sum of the stages, one after another",
-    )
-
-
-def _training(
-    stage: str,
-    train: Train,
-    arms: dict[str, tuple[int, float]],
-    sizes: Sizes,
-    forward_row_seconds: float,
-    size: int,
-    start_up: float,
-    prices: PriceBook,
-    accelerator: str | None,
-) -> StageEstimate:
-    """A gang that trains ``arms`` (name: how many models, seconds of a row), one model after another."""
-    steps = optimizer_steps(train, sizes.train_rows)
-    # Early stopping looks at the validation split once an epoch; a run without it once, at the end.
-    looks = math.ceil(steps * train.batch_size / max(1, sizes.train_rows)) if train.early_stopping else 1
-    models = sum(count for count, _ in arms.values())
-    work = [Work(f"{name} rows", count * steps * train.batch_size, row) for name, (count, row) in arms.items()]
-    # Every rank goes through every step, so that more ranks don't shorten this.
-    work.append(Work("engine steps", models * steps * train.workers, _ENGINE_STEP_SECONDS))
-    work.append(Work("validation rows", models * looks * sizes.validation_rows, forward_row_seconds))
-    stopping = "; at most, since it may stop early" if train.early_stopping else ""
-    return stage_of(
-        stage,
-        work,
-        Held(train.workers, train.cpus_per_worker, train.gpus_per_worker),
-        start_up,
-        prices,
-        accelerator,
-        size=models * size,
-        note=f"{models} × {steps:,} steps{stopping}",
     )
 
 

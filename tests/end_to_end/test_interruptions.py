@@ -24,6 +24,15 @@ def make(feature_width, classes):
 """
 
 
+def slow_job(digits: Path, folder: Path) -> Path:
+    """The spec of a job whose teacher takes its time, so that a capture can be caught in the middle."""
+    (folder / "slow.py").write_text(SLOW_TEACHER)
+    teacher = {"model": {"factory": {"target": "slow:make"}}}
+    spec = digits_spec(digits, folder / "run", teacher=teacher, data__rows_per_part=120, seeds=[0])
+    spec["capture"] = {"actors": 1, "batch_tokens": 32}
+    return write_spec(folder / "job.yaml", spec)
+
+
 def start_and_signal(folder: Path, spec: Path, number: signal.Signals) -> tuple[int, str]:
     """Run until the first part is committed, send the signal, and wait for the end."""
     log = folder / f"{number.name}.log"
@@ -46,11 +55,7 @@ def start_and_signal(folder: Path, spec: Path, number: signal.Signals) -> tuple[
 
 @pytest.mark.timeout(400)
 def test_capture_goes_on_where_it_was_stopped(digits: Path, distill: Distill, tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text(SLOW_TEACHER)
-    teacher = {"model": {"factory": {"target": "slow:make"}}}
-    spec = digits_spec(digits, tmp_path / "run", teacher=teacher, data__rows_per_part=120, seeds=[0])
-    spec["capture"] = {"actors": 1, "batch_tokens": 32}
-    path = write_spec(tmp_path / "job.yaml", spec)
+    path = slow_job(digits, tmp_path)
 
     code, printed = start_and_signal(tmp_path, path, signal.SIGTERM)
     assert code == 130 and "the same command goes on from there" in printed and "Traceback" not in printed, printed
@@ -71,11 +76,7 @@ def test_capture_goes_on_where_it_was_stopped(digits: Path, distill: Distill, tm
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_driver_leaves_nothing_that_looks_whole(digits: Path, distill: Distill, tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text(SLOW_TEACHER)
-    teacher = {"model": {"factory": {"target": "slow:make"}}}
-    spec = digits_spec(digits, tmp_path / "run", teacher=teacher, data__rows_per_part=120, seeds=[0])
-    spec["capture"] = {"actors": 1, "batch_tokens": 32}
-    path = write_spec(tmp_path / "job.yaml", spec)
+    path = slow_job(digits, tmp_path)
     code, _ = start_and_signal(tmp_path, path, signal.SIGKILL)
     assert code == -signal.SIGKILL
     half = distill("store", "verify", tmp_path / "run/store")
