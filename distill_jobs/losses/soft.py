@@ -40,15 +40,15 @@ def forward_kl(logits: Tensor, signal: TeacherSignal, temperature: float) -> Ten
     if signal.head_ids is None:
         student = torch.log_softmax(logits / temperature, dim=-1)
         return _cross(head, head - student).sum(dim=-1)
+    if signal.draw_ids is not None and temperature <= 1:
+        return _drawn(logits, signal, head, temperature)
     if tail is None:
         tail = torch.full_like(head[:, 0], -torch.inf)
-    trust = signal.trust_at(temperature).to(logits.dtype) if signal.draw_ids is not None else None
-    if trust is None or bool((trust < 1).any()):
-        bucketed: Tensor = _SparseKL.apply(logits, signal.head_ids, head, tail.to(logits.dtype), temperature)  # type: ignore[no-untyped-call]
-        if trust is None:
-            return bucketed
-        return trust * _drawn(logits, signal, head, temperature) + (1 - trust) * bucketed
-    return _drawn(logits, signal, head, temperature)
+    bucketed: Tensor = _SparseKL.apply(logits, signal.head_ids, head, tail.to(logits.dtype), temperature)  # type: ignore[no-untyped-call]
+    if signal.draw_ids is None:
+        return bucketed
+    trust = signal.trust_at(temperature).to(logits.dtype)
+    return trust * _drawn(logits, signal, head, temperature) + (1 - trust) * bucketed
 
 
 def _drawn(logits: Tensor, signal: TeacherSignal, head: Tensor, temperature: float) -> Tensor:
