@@ -17,7 +17,7 @@ Made = TypeVar("Made")
 
 def rows_in_cache(tensor: Tensor) -> int:
     """Rows of ``tensor`` [N, V] for one pass: few enough for a core's cache, plenty for an accelerator."""
-    budget = 1 << 18 if tensor.device.type == "cpu" else 1 << 24
+    budget = 1 << 19 if tensor.device.type == "cpu" else 1 << 24
     return max(1, min(budget // max(1, tensor.shape[1]), len(tensor)))
 
 
