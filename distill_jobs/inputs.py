@@ -10,6 +10,7 @@ from distill_jobs.models.brought import brought_digest
 from distill_jobs.spec import Job
 from distill_jobs.spec.parts import Model
 from distill_jobs.stage import Status, flatten, status
+from distill_jobs.store import SCHEMA_VERSION
 from distill_jobs.training.task import Arm
 
 Inputs = dict[str, dict[str, Any]]
@@ -38,6 +39,7 @@ def inputs_of(job: Job) -> Inputs:
         **flatten(tree["capture"]["codec"], "capture.codec"),
         "capture.seed": job.capture.seed,
         "capture.precision": job.capture.precision,
+        "store": SCHEMA_VERSION,
     }
     inputs = {"prepare": prepare, "teacher": teacher, "capture": capture}
     student = {**code, **flatten(tree["student"], "student"), "weights": _weights(job.student.model)}

@@ -7,6 +7,7 @@ from cluster.errors import FileError
 from cluster.files import Folder, digest
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.errors import DataError, StoreError, VocabularyError
+from distill_jobs.store import SCHEMA_VERSION
 from distill_jobs.store.codecs import Codec, codec_from_plan
 from distill_jobs.store.rows import data_columns
 
@@ -14,7 +15,6 @@ PLAN = "plan.json"
 PARTS = "parts"
 COLD = "cold.json"
 SPLIT = "train"
-SCHEMA_VERSION = 2
 
 MIGRATIONS = {1: "capture again: version 1 has no migration"}
 """What to do with a store of an older schema version."""
