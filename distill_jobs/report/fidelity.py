@@ -63,18 +63,23 @@ def sentence(page: Page) -> str:
 
 
 def own(page: Page) -> Table:
-    """The store's codec at every temperature, over all positions and then by slice at T = 1."""
+    """The store's codec over all positions: one row a number, one column a temperature."""
     entry = _own(page)
-    headings = ["", "positions", "KL", "total variation", "ECE"]
-    for student in page["students"]:
-        headings += [f"gradient error, {_named(student)}", "angle", "median error", "median angle", "of the sum"]
-    rows = [
-        [f"T = {t}", f"{page['positions']:,}", *_means(means, page["students"])] for t, means in entry["at"].items()
-    ]
-    for column, values in entry.get("slices", {}).items():
+    columns = [_means(means, page["students"]) for means in entry["at"].values()]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    return Table(["", *(f"T = {t}" for t in entry["at"])], rows)
+
+
+def slices(page: Page) -> Table:
+    """The store's codec by slice, T = 1."""
+    student = page["students"][-1]
+    headings = ["", "positions", "KL", "ECE", f"gradient, {_named(student)}"]
+    rows = []
+    for column, values in _own(page).get("slices", {}).items():
         for value, found in values.items():
-            told = _means(found["at"]["1"], page["students"])
-            rows.append([f"{column}: {value}, T = 1", f"{found['positions']:,}", *told])
+            means = found["at"]["1"]
+            told = [_number(means["kl"], 6), _number(means["ece"], 4), _percent(means[f"gradient_{student}"]["error"])]
+            rows.append([f"{column}: {value}", f"{found['positions']:,}", *told])
     return Table(headings, rows)
 
 
@@ -92,13 +97,16 @@ def kept(page: Page) -> list[tuple[str, str]]:
 
 
 def compared(page: Page) -> Table:
-    """All codings side by side: bytes, what is kept, and the gradient's error, at single positions and of the sum."""
+    """All codings side by side: bytes, what is kept, and how far the gradient at the last student's logits is off."""
     temperatures = [t for t in _own(page)["at"] if sum(t in entry["at"] for entry in page["codings"]) > 1]
-    headings = ["", "bytes", "top-1 kept", "gold rank kept", "log-partition off, p99", "KL, T = 1"]
-    for student in page["students"]:
-        headings += [f"{_named(student)}, T = {t}" for t in temperatures] + ["of the sum, T = 1"]
+    headings = ["", "bytes", "rank kept", *(f"T = {t}" for t in temperatures), "sum, T = 1"]
     order = sorted(page["codings"], key=lambda entry: (list(_LINES).index(entry["family"]), entry["bytes"]))
-    return Table(headings, [_compared(entry, page["students"], temperatures) for entry in order])
+    return Table(headings, [_compared(entry, page["students"][-1], temperatures) for entry in order])
+
+
+def judge(page: Page) -> str:
+    """The student at whose logits codings are compared."""
+    return _named(page["students"][-1])
 
 
 def curve(page: Page, which: str) -> Markup:
@@ -158,20 +166,14 @@ def _draw(axes: Any, page: Page, which: str, colours: dict[str, str]) -> str:
     )
 
 
-def _compared(entry: dict[str, Any], students: list[str], temperatures: list[str]) -> list[str]:
-    errors = []
-    for student in students:
-        found = {t: means[f"gradient_{student}"] for t, means in entry["at"].items()}
-        errors += [_percent(found[t]["error"]) if t in found else "–" for t in temperatures]
-        errors.append(_percent(found["1"]["summed_error"]))
+def _compared(entry: dict[str, Any], student: str, temperatures: list[str]) -> list[str]:
+    found = {t: means[f"gradient_{student}"] for t, means in entry["at"].items()}
     return [
-        f"{entry['name']}{' (this store)' if entry['own'] else ''}",
+        f"{entry['name']}{' (this)' if entry['own'] else ''}",
         f"{entry['bytes']:,.0f}",
-        _percent(entry["top1_kept"]),
-        _percent(entry["gold_rank_kept"]),
-        _number(entry["log_partition_off"]["p99"], 4),
-        _number(entry["at"]["1"]["kl"], 6),
-        *errors,
+        words.percent(entry["gold_rank_kept"], 1),
+        *(words.percent(found[t]["error"], 1) if t in found else "–" for t in temperatures),
+        words.percent(found["1"]["summed_error"], 1),
     ]
 
 
@@ -184,12 +186,20 @@ def _apart(ticks: list[float]) -> list[float]:
     return chosen
 
 
-def _means(means: dict[str, Any], students: list[str]) -> list[str]:
-    told = [_number(means["kl"], 6), _number(means["total_variation"], 4), _number(means["ece"], 4)]
+def _means(means: dict[str, Any], students: list[str]) -> dict[str, str]:
+    told = {
+        "KL": _number(means["kl"], 6),
+        "total variation": _number(means["total_variation"], 4),
+        "ECE": _number(means["ece"], 4),
+    }
     for student in students:
         found = means[f"gradient_{student}"]
-        told += [_percent(found["error"]), f"{_number(found['angle'], 2)}°", _percent(found["median_error"])]
-        told += [f"{_number(found['median_angle'], 2)}°", _percent(found.get("summed_error"))]
+        name = f"gradient, {_named(student)}"
+        told[f"{name}: error"] = _percent(found["error"])
+        told[f"{name}: angle"] = f"{_number(found['angle'], 2)}°"
+        told[f"{name}: median error"] = _percent(found["median_error"])
+        told[f"{name}: median angle"] = f"{_number(found['median_angle'], 2)}°"
+        told[f"{name}: error of the sum"] = _percent(found.get("summed_error"))
     return told
 
 

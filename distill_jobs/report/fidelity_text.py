@@ -9,17 +9,20 @@ from distill_jobs.report.sections import Table
 
 
 def print_page(page: Page) -> None:
-    """Three tables: what is kept at any temperature, the store's codec in full, and all codings side by side."""
+    """What is kept at any temperature, the store's codec in full and by slice, and all codings side by side."""
     console = Console(highlight=False)
     console.print(fidelity.sentence(page), markup=False)
     for name, value in fidelity.kept(page):
         console.print(f"  {name}: {value}", markup=False)
     console.print(_rich("the store's codec against the teacher itself", fidelity.own(page)))
-    console.print(_rich("other codings at the same positions: relative error of the gradient", fidelity.compared(page)))
+    by_slice = fidelity.slices(page)
+    if by_slice.rows:
+        console.print(_rich("by slice, T = 1", by_slice))
+    console.print(_rich("all codings at the same positions: error of the gradient", fidelity.compared(page)))
     console.print(
-        "KL is over the head's classes and all others as one; – where a coding gives classes that the teacher holds "
-        "possible no mass, or has no head. 'Of the sum': error of the gradient summed over positions, where the noise "
-        "of draws averages out and a bias does not.",
+        f"The last table has the {fidelity.judge(page)}. KL is over the head's classes and all others as one; – where "
+        "a coding has no head, or gives no mass to classes that the teacher holds possible. The error of the sum is that "
+        "of the gradient summed over positions: the noise of draws averages out there, and a bias does not.",
         markup=False,
     )
 

@@ -90,9 +90,10 @@ class _Page:
     def _fidelity(self) -> dict[str, Any]:
         page, source = self.found.fidelity, "store/fidelity.json"
         if page is None or self.found.store is None:
-            return dict.fromkeys(("fidelity", "fidelity_kept", "fidelity_curves"))
+            return dict.fromkeys(("fidelity", "fidelity_slices", "fidelity_kept", "fidelity_curves"))
         return {
             "fidelity": self._part(source, lambda: fidelity.own(page)),
+            "fidelity_slices": self._part(source, lambda: fidelity.slices(page)),
             "fidelity_kept": self._part(source, lambda: fidelity.kept(page)),
             "fidelity_curves": self._part(source, lambda: [fidelity.curve(page, which) for which in fidelity.ERRORS]),
         }

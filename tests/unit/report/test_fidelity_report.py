@@ -56,15 +56,15 @@ def test_tables_say_what_was_measured() -> None:
     told = fidelity.sentence(page()).replace("\u00a0", " ")
     assert "hybrid 48+16" in told and "1.20 %" in told and "trained student" in told and "512 validation" in told
     own = fidelity.own(page())
-    assert [row[0] for row in own.rows] == ["T = 1", "T = 2", "T = 4", "style: verse, T = 1"]
+    assert own.headings == ["", "T = 1", "T = 2", "T = 4"] and len(own.rows) == 3 + 2 * 5
+    assert [row[0] for row in fidelity.slices(page()).rows] == ["style: verse"]
     compared = fidelity.compared(page())
     assert [row[0] for row in compared.rows] == [
-        "hybrid 12+4", "hybrid 48+16 (this store)", "topk 51", "top-k renormalised 56",
+        "hybrid 12+4", "hybrid 48+16 (this)", "topk 51", "top-k renormalised 56",
     ]  # fmt: skip
-    assert compared.rows[-1][5] == "–" and all(
-        len(row) == len(compared.headings) for row in compared.rows + own.rows[:0]
-    )
-    assert all(len(row) == len(own.headings) for row in own.rows)
+    assert compared.rows[-1][2:] == ["75.0\u00a0%", "6.4\u00a0%", "0.4\u00a0%"]
+    for table in (own, compared, fidelity.slices(page())):
+        assert all(len(row) == len(table.headings) for row in table.rows)
     train = {**page(), "split": "train"}
     assert "none held back" in fidelity.sentence(train)
 
@@ -93,6 +93,7 @@ def test_the_report_shows_it_and_survives_damage(tmp_path: Path) -> None:
 
 def test_the_terminal_shows_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    monkeypatch.setattr(fidelity_text, "Console", lambda **_: Console(file=out, width=200))
+    monkeypatch.setattr(fidelity_text, "Console", lambda **_: Console(file=out, width=80))
     fidelity_text.print_page(page())
-    assert "hybrid 48+16 (this store)" in out.getvalue() and "style: verse" in out.getvalue()
+    assert "hybrid 48+16 (this)" in out.getvalue() and "style: verse" in out.getvalue()
+    assert "…" not in out.getvalue(), "80 columns are enough"
