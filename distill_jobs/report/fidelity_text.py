@@ -21,8 +21,8 @@ def print_page(page: Page) -> None:
     console.print(_rich("all codings at the same positions: error of the gradient", fidelity.compared(page)))
     console.print(
         f"The last table has the {fidelity.judge(page)}. KL is over the head's classes and all others as one; – where "
-        "a coding has no head, or gives no mass to classes that the teacher holds possible. The error of the sum is that "
-        "of the gradient summed over positions: the noise of draws averages out there, and a bias does not.",
+        "a coding has no head, or gives no mass to classes that the teacher holds possible. The error of the sum is "
+        "that of the gradient summed over positions: the noise of draws averages out there, and a bias does not.",
         markup=False,
     )
 
