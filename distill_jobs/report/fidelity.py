@@ -109,6 +109,11 @@ def judge(page: Page) -> str:
     return _named(page["students"][-1])
 
 
+def curves(page: Page) -> list[Markup]:
+    """One curve for each of ``ERRORS``; none where there is nothing to compare."""
+    return [curve(page, which) for which in ERRORS] if len(page["codings"]) > 1 else []
+
+
 def curve(page: Page, which: str) -> Markup:
     """Bytes against one of ``ERRORS`` at T = 1, for the page."""
     with styled():

@@ -95,7 +95,7 @@ class _Page:
             "fidelity": self._part(source, lambda: fidelity.own(page)),
             "fidelity_slices": self._part(source, lambda: fidelity.slices(page)),
             "fidelity_kept": self._part(source, lambda: fidelity.kept(page)),
-            "fidelity_curves": self._part(source, lambda: [fidelity.curve(page, which) for which in fidelity.ERRORS]),
+            "fidelity_curves": self._part(source, lambda: fidelity.curves(page)),
         }
 
     def _part(self, source: str, make: Callable[[], Any]) -> Any:
