@@ -151,7 +151,7 @@ def workdir(tmp_path: Path) -> Folder:
 def test_the_command_measures_again_beside_the_store(workdir: Folder) -> None:
     done = CliRunner().invoke(app, ["store", "fidelity", f"{workdir}/store", "--positions", "9"])
     assert done.exit_code == 0, done.output
-    assert "hybrid 8+4 (this store)" in done.output and "fidelity.png" in done.output
+    assert "hybrid 8+4 (this)" in done.output and "fidelity.png" in done.output
     page = read(workdir / "store")
     assert page is not None and page["students"] == [RANDOM, "student/1"] and page["positions"] == 9
     assert (workdir / "store").read("fidelity.png").startswith(b"\x89PNG")
