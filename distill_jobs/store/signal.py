@@ -12,8 +12,8 @@ from torch import Tensor
 from distill_jobs.store import tail
 
 AVERAGED_OVER = 128
-"""Positions over which a gradient is taken to be averaged, where noise is weighed against bias. On real positions this
-keeps the gradient at T = 2 and above as good as the bucket alone makes it; larger numbers trust the draws too far."""
+"""Positions over which a gradient is taken to be averaged, where noise is weighed against bias. At T = 2, on real
+positions, their summed gradient is then as good as the bucket's alone; larger numbers trust the draws too far."""
 
 
 @dataclass(frozen=True)

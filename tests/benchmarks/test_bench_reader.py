@@ -168,17 +168,8 @@ def test_first_opening_and_cold_reads(store: Folder, raw: tuple[dict[str, np.nda
         print(f"cold, turn {turn}: {'; '.join(told)}; raw map {_speed(rows, row_bytes, seconds)}")
 
 
-def test_reads_from_an_object_store(store: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="bench")
-    remote = Folder("s3://bench/store")
+def test_reads_from_an_object_store(store: Folder, tmp_path: Path, s3: Callable[[str], Folder]) -> None:
+    remote = s3("bench") / "store"
     store_folder(store.path(), remote)
     size = sum(f.stat().st_size for f in (store / PARTS).path().glob("*.arrow"))
     names = (remote / PARTS).names(".arrow")
@@ -189,7 +180,6 @@ def test_reads_from_an_object_store(store: Folder, tmp_path: Path, monkeypatch: 
     opened = LogitStore.open(remote, cache=PartCache(tmp_path / "cache"), verify=False)
     order = np.arange(opened.rows)
     first, second = (_seconds(lambda rows: _tensors(opened.take(rows, columns=NAMES)), order) for _ in range(2))
-    server.stop()
     told = [f"{opened.rows / seconds:,.0f} rows/s" for seconds in (first, second)]
     fetched = f"{size / first / 1e6:,.0f} MB/s"
     print(f"\nfrom S3 (moto, this machine): {told[0]}, {fetched} with fetching; {told[1]} from the cache")

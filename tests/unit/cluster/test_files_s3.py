@@ -1,35 +1,19 @@
 """The same folder in an object store: a real S3 protocol round trip against moto's server."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from cluster.errors import FileError
 from cluster.files import Folder, fetch, filesystem, sha256, store_folder
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def folder(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Folder:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    bucket = request.node.name.replace("_", "-")[:60]
-    host = endpoint.removeprefix("http://")
-    fs.S3FileSystem(endpoint_override=host, scheme="http", allow_bucket_creation=True).create_dir(bucket)
-    return Folder(f"s3://{bucket}/job")
+def folder(s3: Callable[[str], Folder], request: pytest.FixtureRequest) -> Folder:
+    return s3(request.node.name.replace("_", "-")[:60]) / "job"
 
 
 def test_round_trip(folder: Folder) -> None:
@@ -85,7 +69,7 @@ def test_fetch_and_store(folder: Folder, tmp_path: Path) -> None:
     assert (fetch(folder / "model", tmp_path / "copy") / "a").read_bytes() == b"1"  # fetched once
 
 
-def test_the_endpoint_comes_from_the_environment(folder: Folder, endpoint: str) -> None:
+def test_the_endpoint_comes_from_the_environment(folder: Folder) -> None:
     system, path = filesystem(folder.uri)
     assert isinstance(system, fs.S3FileSystem) and path == folder.uri.removeprefix("s3://")
-    assert endpoint.startswith("http://127.0.0.1:")
+    assert os.environ["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")

@@ -3,26 +3,13 @@
 import numpy as np
 import pytest
 
-from cluster.files import Folder
 from distill_jobs.data.reader import TableReader
 from distill_jobs.errors import DataError
 
-boto3 = pytest.importorskip("boto3")
-moto = pytest.importorskip("moto.server")
-
 
 @pytest.fixture
-def bucket(monkeypatch):
-    server = moto.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="data")
-    yield Folder("s3://data")
-    server.stop()
+def bucket(s3):
+    return s3("data")
 
 
 def test_prepare_from_and_to_an_object_store(bucket, make_job, prepared):

@@ -1,15 +1,13 @@
 """The cold form: smaller, turned back byte for byte, and safe against kills, damage and bombs."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
-from pyarrow import fs
 from store_cases import lm_facts, make_data, make_store
 from typer.testing import CliRunner
 
@@ -156,17 +154,8 @@ def test_commands(store: Folder) -> None:
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True).create_dir("cold")
-    yield Folder("s3://cold/store")
-    server.stop()
+def bucket(s3: Callable[[str], Folder]) -> Folder:
+    return s3("cold") / "store"
 
 
 def test_in_an_object_store(store: Folder, bucket: Folder) -> None:

@@ -1,6 +1,6 @@
 """Exports to and imports from an object store: moto's S3 server, spoken to by pyarrow's own client."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +14,10 @@ from distill_jobs.store.exchange.filling import Layout
 from distill_jobs.store.exchange.importing import import_store
 from distill_jobs.store.verify import verify
 
-boto3 = pytest.importorskip("boto3")
-moto = pytest.importorskip("moto.server")
-
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
-    server = moto.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="exchange")
-    yield Folder("s3://exchange")
-    server.stop()
+def bucket(s3: Callable[[str], Folder]) -> Folder:
+    return s3("exchange")
 
 
 def test_there_and_back_through_an_object_store(tmp_path: Path, bucket: Folder) -> None:

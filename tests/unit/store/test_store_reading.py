@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,6 @@ from distill_jobs.store.mixture import MixedStore
 from distill_jobs.store.reader import LogitStore, as_tensor
 from distill_jobs.training.source import split_source, store_source
 
-boto3 = pytest.importorskip("boto3")
-moto = pytest.importorskip("moto.server")
 PARTS, ROWS = 5, 20
 
 
@@ -43,19 +41,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bucket(made: Path) -> Iterator[Folder]:
-    server = moto.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="stores")
-        store_folder(made / "one", Folder("s3://stores/one"))
-        yield Folder("s3://stores")
-    server.stop()
+def bucket(made: Path, s3: Callable[[str], Folder]) -> Folder:
+    folder = s3("stores")
+    store_folder(made / "one", folder / "one")
+    return folder
 
 
 def local(made: Path, name: str) -> tuple[Folder, Folder]:
