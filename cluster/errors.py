@@ -19,6 +19,10 @@ class FileError(ClusterError):
     """A file could not be read or written."""
 
 
+class TransientFileError(FileError):
+    """A fault of the storage that may pass: the same call can succeed when it is made again."""
+
+
 class ShardError(ClusterError):
     """A shard failed more often than its retries allow."""
 

@@ -40,7 +40,10 @@ def record_name(part: int) -> str:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """The commit record of one part. ``file`` is None for a part without rows."""
+    """The commit record of one part. ``file`` is None for a part without rows.
+
+    ``quarantined`` counts the rows of the data's part that are not in this one because they stand in the quarantine.
+    """
 
     part: int
     file: str | None
@@ -50,6 +53,7 @@ class PartRecord:
     sha256: str
     inputs: str
     writer: str = ""
+    quarantined: int = 0
     usage: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -60,7 +64,7 @@ class PartRecord:
             record = cls(**values)
             sizes_ok = all(
                 isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62
-                for n in (record.part, record.rows, record.tokens, record.bytes)
+                for n in (record.part, record.rows, record.tokens, record.bytes, record.quarantined)
             )
             name = record.file
             # A record must never lead the reader out of its own folder.
