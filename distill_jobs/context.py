@@ -141,9 +141,10 @@ def require_all(job: Job, session: Session) -> None:
     Raises:
         ResourceError: naming the setting that asks for too much.
     """
-    data, actors = job.data, job.capture
+    data = job.data
     session.require("data.actors", data.actors, data.cpus_per_actor, 0.0)
-    session.require("capture.actors", actors.actors, actors.cpus_per_actor, actors.gpus_per_actor)
+    for kind in job.capture.crews:
+        session.require("capture.actors", kind.least, kind.cpus_per_actor, kind.gpus_per_actor)
     for name, train in (("teacher", job.teacher.train), ("student", job.student.train)):
         if train is not None:
             session.require(f"{name}.train.workers", train.workers, train.cpus_per_worker, train.gpus_per_worker)

@@ -38,7 +38,7 @@ def inputs_of(job: Job) -> Inputs:
         "teacher": digest(teacher),
         **flatten(tree["capture"]["codec"], "capture.codec"),
         "capture.seed": job.capture.seed,
-        "capture.precision": job.capture.precision,
+        "capture.precision": job.capture.arithmetic,
         "store": SCHEMA_VERSION,
     }
     inputs = {"prepare": prepare, "teacher": teacher, "capture": capture}

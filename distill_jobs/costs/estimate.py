@@ -191,9 +191,9 @@ class _Prediction:
         return self._stage(
             "capture",
             [Work("rows", rows, self.rates.capture_row_seconds)],
-            self._actors(self.job.capture.actors),
+            self._actors(sum(kind.most for kind in self.job.capture.crews)),
             size=store_bytes(rows, each, self.sizes.row_bytes),
-            note=f"{each / self.rates.positions_per_row:.0f} bytes of soft target a position",
+            note=f"{each / self.rates.positions_per_row:.0f} bytes of soft target a position{_as_the_first(self.job)}",
         )
 
     def train(self) -> StageEstimate:
@@ -214,7 +214,8 @@ class _Prediction:
         return self._stage("evaluate", work, self._actors(1))
 
     def _actors(self, count: int) -> Held:
-        return Held(count, self.job.capture.cpus_per_actor, self.job.capture.gpus_per_actor)
+        kind = self.job.capture.crews[0]
+        return Held(count, kind.cpus_per_actor, kind.gpus_per_actor)
 
     def _stage(
         self,
@@ -265,6 +266,11 @@ def total(estimates: list[StageEstimate]) -> StageEstimate:
         math.fsum(e.usd for e in estimates),
         "the sum of the stages, one after another",
     )
+
+
+def _as_the_first(job: Job) -> str:
+    kinds = job.capture.crews
+    return f"; actors of every kind counted as those of {kinds[0].name}" if kinds[1:] else ""
 
 
 def _rate(seconds: float) -> str:

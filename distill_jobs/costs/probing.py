@@ -32,7 +32,7 @@ class ProbeWorker:
 
     def __init__(self, job: Job, data: Folder | None, teacher: Folder | None) -> None:
         self.job, self.prepared, self.taught = job, data, teacher
-        self.device = device_for(job.capture.gpus_per_actor)
+        self.device = device_for(job.capture.crews[0].gpus_per_actor)
 
     def run(self, scratch: str) -> dict[str, Any]:
         """Measure; returns ``Sizes`` and ``Rates`` as plain values.
@@ -55,7 +55,7 @@ class ProbeWorker:
         taught = self._row_seconds(teacher, job.teacher.train, facts) if job.teacher.train else 0.0
         place(teacher, self.device, job.capture.precision)
         codec = make_codec(job.capture.codec, facts)
-        batch = self._batch(facts, job.capture.batch_tokens // facts.positions_per_row // 2)
+        batch = self._batch(facts, int(job.capture.crews[0].batch_tokens or 0) // facts.positions_per_row // 2)
 
         def capture() -> None:
             codec.encode(teacher(**batch.inputs).flatten(0, -2)[:, : facts.targets], batch.labels.flatten())

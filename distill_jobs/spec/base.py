@@ -1,8 +1,12 @@
 """What every part of the spec shares: frozen, typed, no unknown keys; and 'exactly one of these keys' groups."""
 
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class Part(BaseModel):

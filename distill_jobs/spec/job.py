@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from distill_jobs.spec.base import Part
-from distill_jobs.spec.parts import Capture, Cluster, Costs, Data, Distill, Evaluate, Student, Teacher, Tracking
+from distill_jobs.spec.capture import Capture
+from distill_jobs.spec.parts import Cluster, Costs, Data, Distill, Evaluate, Student, Teacher, Tracking
 from distill_jobs.spec.reading import Reading
 
 

@@ -4,13 +4,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distill_jobs.spec.base import OneOf, Part
+from distill_jobs.spec.base import OneOf, Part, Positive, Precision, Share
 from distill_jobs.spec.reading import Mix
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Paths = str | tuple[str, ...]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class Documents(Part):
@@ -217,56 +214,6 @@ class Distill(Part):
         if taken > 0.999:
             raise ValueError(f"the shares in mix add up to {taken:g}; leave the job's own store at least 0.001")
         return self
-
-
-class Dense(Part):
-    """The log-probability of every class: for classifiers and small vocabularies."""
-
-
-class TopK(Part):
-    """The k likeliest classes, with the mass of the rest."""
-
-    k: Positive = 64
-
-
-class Sampled(Part):
-    """Draws from the teacher with their counts: unbiased, of few bytes."""
-
-    draws: Annotated[int, Field(gt=0, le=255)] = 64
-
-
-class Hybrid(Part):
-    """The likeliest classes exactly, then draws that stand for the rest."""
-
-    head: Positive = 48
-    draws: Positive = 16
-
-
-class Codec(OneOf):
-    """How the teacher's distribution is stored; by default ``hybrid``, for up to 4,096 classes ``dense``."""
-
-    what: ClassVar[str] = "codec"
-    dense: Dense | None = None
-    topk: TopK | None = None
-    sampled: Sampled | None = None
-    hybrid: Hybrid | None = None
-
-
-class Capture(Part):
-    """The teacher's pass over the training rows by a pool of actors. ``seed`` fixes what codecs with draws draw.
-
-    ``fidelity_positions`` held-back positions show what the codec keeps of the teacher; 0 leaves that out.
-    """
-
-    codec: Codec | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    actors: Positive = 1
-    cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
-    gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
-    batch_tokens: Positive = 2048
-    precision: Precision = "auto"
-    retries: Annotated[int, Field(ge=0)] = 3
-    fidelity_positions: Annotated[int, Field(ge=0, le=1 << 20)] = 512
 
 
 class Evaluate(Part):

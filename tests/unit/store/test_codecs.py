@@ -11,8 +11,8 @@ from store_cases import lm_facts, table_facts
 from torch import Tensor
 
 from distill_jobs.errors import CaptureError, StoreError
-from distill_jobs.spec.parts import Codec as CodecSpec
-from distill_jobs.spec.parts import TopK
+from distill_jobs.spec.capture import Codec as CodecSpec
+from distill_jobs.spec.capture import TopK
 from distill_jobs.store.codecs import CODECS, Codec, bytes_per_position, codec_from_plan, make_codec
 from distill_jobs.store.codecs.dense import DenseCodec
 from distill_jobs.store.codecs.hybrid import HybridCodec
