@@ -4,7 +4,7 @@ import os
 import resource
 import socket
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ class Usage:
         wall_seconds: elapsed time of the piece.
         rows, tokens: input that was worked through.
         bytes_read, bytes_written: payload moved from and to the workdir.
+        by_accelerator: of ``device_seconds`` those whose accelerator is known, by Ray's name of its type.
     """
 
     device_seconds: float = 0.0
@@ -30,16 +31,25 @@ class Usage:
     tokens: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    by_accelerator: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        counted = {name: getattr(self, name) + getattr(other, name) for name in COUNTED}
+        names = {**self.by_accelerator, **other.by_accelerator}
+        kinds = {n: self.by_accelerator.get(n, 0.0) + other.by_accelerator.get(n, 0.0) for n in names}
+        return Usage(**counted, by_accelerator=kinds)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Usage":
-        return cls(**{f.name: values.get(f.name, 0) for f in fields(cls)})
+        known = {name: values.get(name, 0) for name in COUNTED}
+        return cls(**known, by_accelerator=dict(values.get("by_accelerator") or {}))
+
+
+COUNTED = tuple(f.name for f in fields(Usage) if f.name != "by_accelerator")
+"""The fields of ``Usage`` that are plain numbers."""
 
 
 class Meter:

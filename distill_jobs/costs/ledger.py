@@ -5,12 +5,12 @@ It is written whatever becomes of the tracking server. Its totals are sums of it
 
 import math
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.errors import FileError
 from cluster.files import Folder
-from cluster.meter import Usage
+from cluster.meter import COUNTED, Usage
 from distill_jobs.costs.prices import PriceBook
 from distill_jobs.errors import DataError
 
@@ -81,7 +81,8 @@ class Ledger:
         bytes: int = 0,
     ) -> Entry:
         """Enter a stage that has ended, in place of an earlier entry of the same stage."""
-        entry = Entry(stage, usage, usd, accelerator if usage.device_seconds else None, started, ended, bytes)
+        named = ", ".join(sorted(usage.by_accelerator)) or accelerator
+        entry = Entry(stage, usage, usd, named if usage.device_seconds else None, started, ended, bytes)
         by_stage = {e.stage: e for e in self.entries()} | {stage: entry}
         self.workdir.write_json(
             LEDGER,
@@ -98,7 +99,7 @@ class Ledger:
         self, stage: str, held: Usage, spent: Usage, prices: PriceBook, accelerator: str | None
     ) -> Entry:
         """Enter what a gang or pool held beyond what the entries of its own work account for: start-up and waiting."""
-        usage = Usage(**{f.name: max(0, getattr(held, f.name) - getattr(spent, f.name)) for f in fields(Usage)})
+        usage = Usage(**{name: max(0, getattr(held, name) - getattr(spent, name)) for name in COUNTED})
         now = time.time()
         usd = prices.money(usage, accelerator)
         return self.record(stage, usage, usd, accelerator, now - usage.wall_seconds, now)
@@ -110,11 +111,13 @@ class Ledger:
 
 def total(entries: list[Entry]) -> Entry:
     """The sum of ``entries``, the same in whatever order they come. Wall seconds add up, too: stages run in turn."""
-    usage = {f.name: _sum([getattr(e.usage, f.name) for e in entries]) for f in fields(Usage)}
-    kinds = {e.accelerator for e in entries if e.accelerator}
+    usage = {name: _sum([getattr(e.usage, name) for e in entries]) for name in COUNTED}
+    kinds = {kind for e in entries if e.accelerator for kind in e.accelerator.split(", ")}
+    named = {name for e in entries for name in e.usage.by_accelerator}
+    seconds = {name: _sum([e.usage.by_accelerator.get(name, 0.0) for e in entries]) for name in sorted(named)}
     return Entry(
         stage="total",
-        usage=Usage(**usage),
+        usage=Usage(**usage, by_accelerator=seconds),
         usd=math.fsum(e.usd for e in entries),
         accelerator=", ".join(sorted(kinds)) or None,
         started=min((e.started for e in entries), default=0.0),

@@ -71,9 +71,15 @@ class PriceBook:
         )
 
     def money(self, usage: Usage, accelerator: str | None) -> float:
-        """US dollars for what was held: core-seconds and device-seconds at their hourly prices."""
+        """US dollars for what was held: core-seconds and device-seconds at their hourly prices.
+
+        Args:
+            accelerator: what device-seconds count as where the usage doesn't name their type.
+        """
         cores = usage.core_seconds * self.cpu_hour
-        devices = usage.device_seconds * self.accelerator_price(accelerator)
+        named = usage.by_accelerator
+        devices = math.fsum(seconds * self.accelerator_price(name) for name, seconds in named.items())
+        devices += max(0.0, usage.device_seconds - math.fsum(named.values())) * self.accelerator_price(accelerator)
         return (cores + devices) / 3600.0
 
     def storage(self, size: float, months: float = 1.0) -> float:

@@ -86,7 +86,7 @@ def price_note(found: Artifacts) -> str:
         book = PriceBook.load(Costs.model_validate_json(json.dumps(found.spec.get("costs", {}))))
     except (SpecError, ValueError):
         return told
-    kinds = sorted({e["accelerator"] for e in found.entries if e.get("accelerator")})
+    kinds = sorted({kind for e in found.entries if e.get("accelerator") for kind in e["accelerator"].split(", ")})
     prices = [f"${book.cpu_hour:g} a core-hour"] + [f"${book.accelerator_price(k):g} a {k} hour" for k in kinds]
     own = "yours for " + ", ".join(book.changed) if book.changed else "list prices to their order of magnitude"
     return f"{told}Counted at {' and '.join(prices)} ({own}; book of {book.as_of}), for what was held, idle or not."

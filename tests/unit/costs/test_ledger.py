@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.files import Folder
-from cluster.meter import Usage
+from cluster.meter import COUNTED, Usage
 from distill_jobs.costs.ledger import LEDGER, Entry, Ledger, metrics, total
 from distill_jobs.costs.prices import PriceBook
 from distill_jobs.errors import DataError
@@ -60,7 +60,7 @@ def test_totals_are_the_sum_of_the_parts(
     assert whole.usd == pytest.approx(sum(usd for _, usd, _ in last.values()))
     assert whole.bytes == sum(size for _, _, size in last.values())
     summed = sum((usage for usage, _, _ in last.values()), Usage())
-    assert whole.usage.as_dict() == pytest.approx(summed.as_dict())
+    assert all(getattr(whole.usage, name) == pytest.approx(getattr(summed, name)) for name in COUNTED)
     assert whole.usage.tokens == summed.tokens
     if entries:
         assert Entry.of(folder.read_json(LEDGER)["totals"]) == whole
@@ -96,3 +96,13 @@ def test_the_file_is_plain_json(tmp_path: Path) -> None:
     Ledger(Folder(str(tmp_path))).record("prepare", Usage(rows=3), 0.0, None, 1.0, 2.0)
     tree = json.loads((tmp_path / LEDGER).read_text())
     assert tree["currency"] == "USD" and tree["entries"][0]["usage"]["rows"] == 3
+
+
+def test_several_kinds_of_accelerators_in_one_entry(tmp_path: Path) -> None:
+    ledger = Ledger(Folder(str(tmp_path)))
+    usage = Usage(device_seconds=30.0, by_accelerator={"L4": 20.0, "H100": 10.0})
+    entry = ledger.record("capture", usage, 1.0, "H100", 0.0, 1.0)
+    ledger.record("student/0", Usage(device_seconds=5.0), 1.0, "H100", 0.0, 1.0)
+    assert entry.accelerator == "H100, L4"
+    whole = Ledger(Folder(str(tmp_path))).totals()
+    assert whole.accelerator == "H100, L4" and whole.usage.by_accelerator == {"H100": 10.0, "L4": 20.0}

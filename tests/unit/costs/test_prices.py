@@ -104,3 +104,12 @@ def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(SpecError, match="not UTF-8"):
         book(prices=str(tmp_path / "bytes.yaml"))
+
+
+def test_each_kind_of_accelerator_has_its_own_price() -> None:
+    book = PriceBook.load(Costs())
+    mixed = Usage(device_seconds=7200 + 3600 + 1800, by_accelerator={"H100": 7200.0, "L4": 3600.0})
+    hours = 2 * book.accelerator_price("H100") + book.accelerator_price("L4") + 0.5 * book.accelerator_price("A100")
+    assert book.money(mixed, "A100") == pytest.approx(hours)
+    both = mixed + Usage(device_seconds=60, by_accelerator={"L4": 60.0})
+    assert both.by_accelerator == {"H100": 7200.0, "L4": 3660.0} and Usage.of(both.as_dict()) == both
