@@ -11,7 +11,7 @@ from distill_jobs.store.codecs.topk import TopKCodec
 
 if TYPE_CHECKING:
     from distill_jobs.data.facts import DataFacts
-    from distill_jobs.spec import parts as spec
+    from distill_jobs import spec
 
 CODECS: dict[str, type[Codec]] = {
     "dense": DenseCodec,
