@@ -9,6 +9,7 @@ A *row* is one sample: a packed sequence, or one row of a classification table. 
 ``part << 32 | row within the part``: unique, fixed by the data and the split alone, and it says where the row lies.
 """
 
+import json
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +17,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.errors import FileError
-from cluster.files import Folder, sha256
+from cluster.commit import hashed
+from cluster.errors import FileError, TransientFileError
+from cluster.files import Folder, digest, json_bytes
 from cluster.meter import Usage, writer_name
 from distill_jobs.errors import DataError
 
 MANIFEST = "manifest.json"
+_SEAL = "digest"
 
 
 def sample_id(part: int, row: int) -> int:
@@ -85,49 +88,108 @@ def commit_part(
     batches: Iterable[pa.RecordBatch],
     *,
     inputs: str,
-    tokens: int | None = None,
+    tokens: int | Callable[[], int] | None = None,
     usage: Usage | Callable[[], Usage] | None = None,
     extra: dict[str, Any] | None = None,
+    beside: Callable[[], dict[str, Any]] | None = None,
 ) -> PartRecord:
-    """Write one part and then its commit record.
+    """Write one part and then its commit record; of several attempts at one part, the first to commit stays.
 
     Args:
         inputs: digest of everything the part was made from; a part with another digest is made again.
-        tokens: tokens in the part; None counts one a row.
+        tokens: tokens in the part, or a function that is asked once the part is written; None counts one a row.
         usage: what making it has used; a function is asked once all batches have been made and written.
+        beside: called after the part was written and before its record is; what it returns joins ``extra``, but for
+            ``quarantined``, the number of rows that are in the quarantine in place of the part.
+
+    Returns:
+        the record that counts: this attempt's, or another's that was committed meanwhile from the same inputs. Then
+        this attempt's part is removed again; what ``beside`` wrote is left to be swept.
     """
     file = f"part-{part:05d}.{uuid.uuid4().hex[:8]}.arrow"
-    rows = 0
-    with folder.create(file) as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-            rows += batch.num_rows
-    if rows == 0:
+    rows, size, sha = _write(folder, file, schema, batches)
+    there = adopted(folder, part, inputs)
+    if there is None:
+        more = {**(extra or {}), **(beside() if beside else {})}
+        record = PartRecord(
+            part=part,
+            file=file if rows else None,
+            rows=rows,
+            tokens=rows if tokens is None else tokens() if callable(tokens) else tokens,
+            bytes=size,
+            sha256=sha,
+            inputs=inputs,
+            writer=writer_name(),
+            quarantined=more.pop("quarantined", 0),
+            usage=((usage() if callable(usage) else usage) or Usage()).as_dict(),
+            extra=more,
+        )
+        there = _commit(folder, record)
+    if rows and there.file != file:
         folder.remove(file)
-    record = PartRecord(
-        part=part,
-        file=file if rows else None,
-        rows=rows,
-        tokens=rows if tokens is None else tokens,
-        bytes=folder.size(file) if rows else 0,
-        sha256=sha256(folder, file) if rows else "",
-        inputs=inputs,
-        writer=writer_name(),
-        usage=((usage() if callable(usage) else usage) or Usage()).as_dict(),
-        extra=extra or {},
-    )
-    folder.write_json(record_name(part), vars(record))
-    return record
+    return there
+
+
+def adopted(folder: Folder, part: int, inputs: str) -> PartRecord | None:
+    """The record of a part that is committed, valid and made from ``inputs``: there is nothing left to do then."""
+    try:
+        record = read_record(folder, part)
+        fits = record is not None and record.part == part and record.inputs == inputs
+        return record if fits and record and (record.file is None or folder.exists(record.file)) else None
+    except (DataError, FileError) as error:
+        if isinstance(error, TransientFileError):
+            raise
+        return None
 
 
 def read_record(folder: Folder, part: int) -> PartRecord | None:
-    """The commit record of a part, or None when the part is not committed."""
-    return _record(folder, part) if folder.exists(record_name(part)) else None
+    """The commit record of a part, or None when the part is not committed.
 
-
-def _record(folder: Folder, part: int) -> PartRecord:
+    Raises:
+        DataError: the file is not, to the byte, a record as it was written.
+    """
     name = record_name(part)
-    return PartRecord.of(folder.read_json(name), f"{folder}/{name}")
+    if not folder.exists(name):
+        return None
+    origin, raw = f"{folder}/{name}", folder.read(name)
+    try:
+        values = json.loads(raw.decode())
+        told = values.pop(_SEAL, None)
+        # One form for one value, and a digest over all values: no flipped bit leaves both as they were.
+        whole = told == digest(values) and json_bytes({**values, _SEAL: told}) == raw
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        whole, values = False, {}
+    if not whole:
+        raise DataError(f"{origin} is not a valid commit record; make the part again")
+    return PartRecord.of(values, origin)
+
+
+def _write(folder: Folder, file: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> tuple[int, int, str]:
+    """Write an attempt's file; its rows, bytes and SHA-256. Without rows there is no file."""
+    rows = 0
+    with folder.create(file) as sink, hashed(sink) as (stream, written):
+        with pa.ipc.new_file(stream, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+                rows += batch.num_rows
+    if rows == 0:
+        folder.remove(file)
+        return 0, 0, ""
+    return rows, written.bytes, written.sha256
+
+
+def _commit(folder: Folder, record: PartRecord) -> PartRecord:
+    """Write a record, unless another attempt's that is as good came first; the one that counts."""
+    values = vars(record)
+    sealed = {**values, _SEAL: digest(values)}
+    if not folder.write_json(record_name(record.part), sealed, once=True):
+        first = adopted(folder, record.part, record.inputs)
+        if first is not None:
+            return first
+        # Damaged, or of other inputs: it stands for nothing that is wanted any more.
+        folder.write_json(record_name(record.part), sealed)
+    # Where two could write at the same moment, the record that stayed decides whose part counts.
+    return adopted(folder, record.part, record.inputs) or record
 
 
 def committed(folder: Folder, parts: int, inputs: str | Sequence[str]) -> dict[int, PartRecord]:
@@ -143,11 +205,16 @@ def committed(folder: Folder, parts: int, inputs: str | Sequence[str]) -> dict[i
         if record_name(part) not in there:
             continue
         try:
-            record = _record(folder, part)
+            record = read_record(folder, part)
         except (DataError, FileError):
             continue
         wanted = inputs if isinstance(inputs, str) else inputs[part]
-        if record.part == part and record.inputs == wanted and (record.file is None or record.file in there):
+        if (
+            record is not None
+            and record.part == part
+            and record.inputs == wanted
+            and (record.file is None or record.file in there)
+        ):
             found[part] = record
     return found
 

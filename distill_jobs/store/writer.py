@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from torch import Tensor
 
 from cluster.errors import FileError
@@ -15,6 +16,7 @@ from distill_jobs.data.table import MANIFEST, PartRecord, commit_manifest, commi
 from distill_jobs.errors import StoreError
 from distill_jobs.store.codecs import Field, bytes_per_position
 from distill_jobs.store.plan import PARTS, PLAN, StorePlan, refuse_cold
+from distill_jobs.store.quarantine import Quarantined, write_quarantine
 
 PREFIX = "t."
 STAYS_IN_DATA = "pixels"
@@ -48,33 +50,39 @@ def write_part(
     tokens: int | None = None,
     usage: Usage | Callable[[], Usage] | None = None,
     extra: dict[str, Any] | None = None,
+    quarantined: Callable[[], Sequence[Quarantined]] | None = None,
 ) -> PartRecord:
-    """Write and commit one part of the store.
+    """Write one part of the store, and beside it what the teacher could not score, and commit both.
 
     Args:
-        source: the record batches of the data's part ``part``, in order.
+        source: the rows of the data's part ``part`` that are kept, in order, as record batches of any sizes. They may
+            be made as they are asked for: no more than the rows of one record batch of the store are held.
         targets: for each of them what the codec's ``encode`` gave: [rows · positions_per_row, width] for each field.
         data_sha256: SHA-256 of the data's part; empty where it has no rows or there are no data.
-        tokens: tokens in the part; None counts one a row.
+        tokens: tokens in the part; None adds up the column ``tokens``, or counts one a row where there is none.
         usage: what making it has used; a function is asked once all batches have been made and written.
+        quarantined: asked then for the rows of the data's part that ``source`` has left out.
 
     Raises:
-        StoreError: ``targets`` doesn't fit ``source`` or the codec.
+        StoreError: ``targets`` doesn't fit ``source`` or the codec, or a quarantined row is of another part.
     """
     fields = plan.make_codec().fields(plan.classes)
-    batches = iter(source)
+    counted = _Counted(source)
+    batches = iter(counted)
     first = next(batches, None)
     schema = store_schema(first.schema if first is not None else pa.schema([]), fields, plan.positions_per_row)
     rows = itertools.chain([first] if first is not None else [], batches)
+    joined = _joined(rows, targets, schema, fields, plan.positions_per_row)
     return commit_part(
         folder / PARTS,
         part,
         schema,
-        _joined(rows, targets, schema, fields, plan.positions_per_row),
+        _recut(joined, plan.make_facts().rows_per_batch),
         inputs=plan.part_inputs(data_sha256),
-        tokens=tokens,
+        tokens=tokens if tokens is not None else lambda: counted.tokens,
         usage=usage,
         extra={**(extra or {}), "data_sha256": data_sha256},
+        beside=lambda: write_quarantine(folder, part, quarantined() if quarantined else ()),
     )
 
 
@@ -126,6 +134,40 @@ def store_schema(source: pa.Schema, fields: dict[str, Field], positions: int) ->
 def column_type(field: Field, positions: int) -> pa.DataType:
     """The Arrow type of a field's column: all positions of a row behind one another."""
     return pa.list_(pa.from_numpy_dtype(np.dtype(field.dtype)), positions * field.width)
+
+
+class _Counted:
+    """Record batches as they pass by, and the tokens seen in them so far."""
+
+    def __init__(self, source: Iterable[pa.RecordBatch]) -> None:
+        self._source, self.tokens = source, 0
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for batch in self._source:
+            told = "tokens" in batch.schema.names
+            self.tokens += int(pc.sum(batch.column("tokens")).as_py() or 0) if told else batch.num_rows
+            yield batch
+
+
+def _recut(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in record batches of ``size`` rows, the last of what is left: a reader locates rows by that."""
+    held: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        while batch.num_rows:
+            piece = batch.slice(0, size - rows)
+            batch = batch.slice(piece.num_rows)
+            held.append(piece)
+            rows += piece.num_rows
+            if rows == size:
+                yield _one(held)
+                held, rows = [], 0
+    if held:
+        yield _one(held)
+
+
+def _one(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
 
 
 def _joined(

@@ -1,0 +1,159 @@
+"""The quarantine: rows that the teacher could not score, each with the reason, beside the store's parts.
+
+A row of the data is in exactly one of the two. The quarantined rows of a part stand in one file of ``quarantine/``, a
+JSON object a line in the order of their ids, written after the part's own file and before the commit record, which
+names it with its SHA-256 and counts its lines.
+"""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cluster.errors import FileError
+from cluster.files import Folder
+from distill_jobs.data.table import PartRecord, where
+from distill_jobs.errors import StoreError
+
+QUARANTINE = "quarantine"
+FILE, SHA256 = "quarantine_file", "quarantine_sha256"
+"""Where the commit record's ``extra`` names a part's file, and its SHA-256."""
+
+_LONGEST = 500
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that is left out of the store.
+
+    Attributes:
+        sample_id: the row's.
+        source: where it came from, for people; empty where the data don't say.
+        reason: why the teacher could not score it, in one line.
+    """
+
+    sample_id: int
+    source: str
+    reason: str
+
+
+def write_quarantine(folder: Folder, part: int, rows: Sequence[Quarantined]) -> dict[str, Any]:
+    """Write the quarantine file of an attempt at a part.
+
+    Args:
+        folder: the store's.
+
+    Returns:
+        what the part's commit record says of it: name, SHA-256 and number of rows; nothing for no rows.
+
+    Raises:
+        StoreError: a row is of another part, or given twice.
+    """
+    if not rows:
+        return {}
+    ordered = sorted(rows, key=lambda row: row.sample_id)
+    ids = [row.sample_id for row in ordered]
+    if len(set(ids)) < len(ids) or any(where(sample)[0] != part for sample in ids):
+        raise StoreError(f"the quarantine of part {part} was given a row twice, or a row of another part")
+    name = f"part-{part:05d}.{uuid.uuid4().hex[:8]}.jsonl"
+    content = "".join(_line(row) for row in ordered).encode()
+    (folder / QUARANTINE).write(name, content)
+    return {FILE: name, SHA256: hashlib.sha256(content).hexdigest(), "quarantined": len(ordered)}
+
+
+def read_quarantine(folder: Folder, record: PartRecord) -> list[Quarantined]:
+    """The quarantined rows of a part, in the order of their ids.
+
+    Args:
+        folder: the store's.
+
+    Raises:
+        StoreError: the file is missing, is not the one that was written, or holds anything but rows of this part.
+    """
+    name = quarantine_file(folder, record)
+    if name is None:
+        return []
+    where_ = f"{folder}/{QUARANTINE}/{name}"
+    try:
+        content = (folder / QUARANTINE).read(name)
+    except FileError as error:
+        raise StoreError(f"the quarantine of part {record.part}: {error}; capture again") from None
+    if hashlib.sha256(content).hexdigest() != record.extra.get(SHA256):
+        raise StoreError(f"{where_} is not the file that was written: its SHA-256 differs; capture again")
+    try:
+        rows = [_row(line, record) for line in content.decode().splitlines()]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise StoreError(f"{where_} holds a line that is no quarantined row of part {record.part}") from None
+    ids = [row.sample_id for row in rows]
+    if ids != sorted(set(ids)) or len(ids) != record.quarantined:
+        raise StoreError(
+            f"{where_} should hold {record.quarantined} rows in the order of their ids, none twice, but it does not"
+        )
+    return rows
+
+
+def quarantine_file(folder: Folder, record: PartRecord) -> str | None:
+    """The name of a part's quarantine file, None where it has none.
+
+    Raises:
+        StoreError: what the record says of it can't be: a name without rows, rows without a name, another's name.
+    """
+    name = record.extra.get(FILE)
+    if name is None and not record.quarantined:
+        return None
+    if not isinstance(name, str) or not record.quarantined or not _of_part(name, record.part):
+        raise StoreError(
+            f"the commit record of part {record.part} in {folder} names no quarantine that could be its own"
+        )
+    return name
+
+
+def sweep(folder: Folder, quarantined: Callable[[int], int], record_of: Callable[[int], PartRecord | None]) -> None:
+    """Remove the quarantine files of dead attempts: those that no commit record names.
+
+    Args:
+        folder: the store's.
+        quarantined: rows in quarantine of a part of this number; 0 where there is no such part.
+        record_of: the commit record of a part; asked only where there are several files of one part.
+    """
+    for part, names in _by_part((folder / QUARANTINE).names()):
+        keep: set[Any] = set()
+        if quarantined(part):
+            # A single file is the one: the record that counts its rows came after it.
+            record = record_of(part) if len(names) > 1 else None
+            keep = set(names) if record is None else {record.extra.get(FILE)}
+        for name in names:
+            if name not in keep:
+                (folder / QUARANTINE).remove(name)
+
+
+def _by_part(names: Iterable[str]) -> list[tuple[int, list[str]]]:
+    found: dict[int, list[str]] = {}
+    for name in names:
+        number = name.removeprefix("part-").partition(".")[0]
+        if name.startswith("part-") and name.endswith(".jsonl") and number.isdecimal():
+            found.setdefault(int(number), []).append(name)
+    return sorted(found.items())
+
+
+def _of_part(name: str, part: int) -> bool:
+    return name.startswith(f"part-{part:05d}.") and name.endswith(".jsonl") and "/" not in name and "\0" not in name
+
+
+def _line(row: Quarantined) -> str:
+    reason = " ".join(row.reason.split())
+    reason = reason if len(reason) <= _LONGEST else f"{reason[: _LONGEST - 3]}..."
+    return json.dumps({**asdict(row), "reason": reason}, sort_keys=True) + "\n"
+
+
+def _row(line: str, record: PartRecord) -> Quarantined:
+    row = Quarantined(**json.loads(line))
+    sample, words = row.sample_id, (row.source, row.reason)
+    if not isinstance(sample, int) or isinstance(sample, bool) or not all(isinstance(word, str) for word in words):
+        raise TypeError
+    part, number = where(sample)
+    if part != record.part or number >= record.rows + record.quarantined:
+        raise ValueError
+    return row
