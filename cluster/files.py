@@ -7,7 +7,6 @@ upload has been closed. Either way, a process killed at any moment leaves no hal
 import hashlib
 import json
 import os
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
+from cluster import commit
 from cluster.errors import FileError
 
 _BLOCK = 1 << 20
@@ -104,9 +104,33 @@ class Folder:
         with self.create(name) as stream:
             stream.write(data)
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Write ``value`` readable and in a fixed key order, in one commit."""
-        self.write(name, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    def write_json(self, name: str, value: Any, *, once: bool = False) -> bool:
+        """Write ``value`` readable and in a fixed key order, in one commit.
+
+        Args:
+            once: leave a file that is there already as it is. Of several that write at the same moment, on disk one
+                succeeds; an object store is only looked into before writing, so that two may both write, the later
+                one stays, and who must know reads again.
+
+        Returns:
+            whether it was written.
+        """
+        data = json_bytes(value)
+        if not once:
+            self.write(name, data)
+            return True
+        if self.exists(name):
+            return False
+        if not self.is_local:
+            self.write(name, data)
+            return True
+        with _said(f"{self.uri}/{name}"):
+            try:
+                with commit.create(self.path(name), publish=commit.link_once) as stream:
+                    stream.write(data)
+            except FileExistsError:
+                return False
+        return True
 
     def open(self, name: str) -> pa.NativeFile:
         """Open for reading: memory-mapped on disk, ranged reads from an object store."""
@@ -122,7 +146,7 @@ class Folder:
         system, root = filesystem(self.uri)
         with _said(f"{self.uri}/{name}"):
             if isinstance(system, fs.LocalFileSystem):
-                with _create_local(Path(root) / name) as stream:
+                with commit.create(Path(root) / name) as stream:
                     yield stream
             else:
                 # An upload that is never closed is never visible; on an error it is closed under a name nobody reads.
@@ -187,31 +211,14 @@ def sha256(folder: Folder, name: str) -> str:
     return digest.hexdigest()
 
 
+def json_bytes(value: Any) -> bytes:
+    """``value`` as it is written: readable, keys sorted, one form for one value. Not a number is a ValueError."""
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
 def digest(value: Any) -> str:
     """A short stable digest of plain values (what ``json`` takes), for the question 'has this changed?'."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _create_local(final: Path) -> Iterator[pa.NativeFile]:
-    final.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as raw, pa.PythonFile(raw, mode="w") as stream:
-            yield stream
-            stream.flush()
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, final)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 @contextmanager

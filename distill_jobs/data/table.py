@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.commit import hashed
-from cluster.errors import FileError, TransientFileError
+from cluster.errors import FileError
 from cluster.files import Folder, digest, json_bytes
 from cluster.meter import Usage, writer_name
 from distill_jobs.errors import DataError
@@ -136,9 +136,7 @@ def adopted(folder: Folder, part: int, inputs: str) -> PartRecord | None:
         record = read_record(folder, part)
         fits = record is not None and record.part == part and record.inputs == inputs
         return record if fits and record and (record.file is None or folder.exists(record.file)) else None
-    except (DataError, FileError) as error:
-        if isinstance(error, TransientFileError):
-            raise
+    except DataError:
         return None
 
 
@@ -167,11 +165,10 @@ def read_record(folder: Folder, part: int) -> PartRecord | None:
 def _write(folder: Folder, file: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> tuple[int, int, str]:
     """Write an attempt's file; its rows, bytes and SHA-256. Without rows there is no file."""
     rows = 0
-    with folder.create(file) as sink, hashed(sink) as (stream, written):
-        with pa.ipc.new_file(stream, schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-                rows += batch.num_rows
+    with folder.create(file) as sink, hashed(sink) as (stream, written), pa.ipc.new_file(stream, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            rows += batch.num_rows
     if rows == 0:
         folder.remove(file)
         return 0, 0, ""
