@@ -1,5 +1,6 @@
 """What a person sees while a job runs: one line a stage, and a bar with the expected end while it works."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,10 +22,11 @@ from distill_jobs.report.words import duration, money
 from distill_jobs.stage import Status
 
 Advance = Callable[..., None]
+_LINE_SECONDS = 30.0
 
 
 class Console:
-    """Prints to the terminal; to a file or a pipe, the same lines without the bars."""
+    """Prints to the terminal; to a file or a pipe, lines now and then in place of the bars."""
 
     def __init__(self, rich: Rich | None = None) -> None:
         self.rich = rich or Rich(highlight=False, soft_wrap=True)
@@ -58,9 +60,12 @@ class Console:
             disable=not self.rich.is_terminal,
         ) as progress:
             task = progress.add_task(f"{stage}", total=None, note="starting")
+            lines = _Lines(stage, self)
 
             def advance(done: float, total: float, note: str = "") -> None:
                 progress.update(task, completed=done, total=total, note=note)
+                if not self.rich.is_terminal:
+                    lines.tell(done, total, note)
 
             yield advance
 
@@ -73,6 +78,26 @@ class Console:
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
         self.rich.print(table)
+
+
+class _Lines:
+    """How far a stage is, as a line every half a minute: for logs, which show no bar."""
+
+    def __init__(self, stage: str, console: Console) -> None:
+        self._stage, self._console = stage, console
+        self._began = self._last = time.monotonic()
+        self._first: float | None = None
+
+    def tell(self, done: float, total: float, note: str) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done  # what an earlier run had done says nothing about this one's pace
+        if now - self._last < _LINE_SECONDS or not total:
+            return
+        self._last = now
+        pace = (done - self._first) / (now - self._began)
+        left = f", about {duration((total - done) / pace)} left" if pace > 0 else ""
+        self._console.say(f"{_name(self._stage)} {done / total:.0%}{left}{'; ' if note else ''}{note}")
 
 
 def _name(stage: str) -> str:
