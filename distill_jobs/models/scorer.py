@@ -11,6 +11,7 @@ A ``Scorer`` wraps a model of any origin and takes what ``data.batch.make_batch`
 """
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Scorer(nn.Module):
         core: the model itself.
         origin: how to build ``core`` again, in plain values; ``origin["kind"]`` is hf, mlp, cnn or factory.
         outputs: width of the logits, which may be padded beyond the real vocabulary.
+        autocast: the precision in which matrices are multiplied where that is not the weights' own, or None.
     """
 
     def __init__(self, core: nn.Module, origin: dict[str, Any], features: str, packing: str | None) -> None:
@@ -36,6 +38,7 @@ class Scorer(nn.Module):
         self.features = features
         self.packing = packing
         self.outputs = 0
+        self.autocast: torch.dtype | None = None
         self._hugging_face = origin["kind"] == "hf"
         self._takes = None if self._hugging_face else _keywords(core.forward)
 
@@ -52,18 +55,29 @@ class Scorer(nn.Module):
 
         A batch's ``position_ids`` are taken but not needed: ``segments`` say the same, and say where padding is.
         """
-        if self.features == "documents":
-            assert input_ids is not None
-            return self._documents(input_ids, torch.ones_like(input_ids) if segments is None else segments)
-        if self.features == "text":
-            found = self.core(input_ids=input_ids, **self._taken(attention_mask=attention_mask))
-        else:
-            values = features if features is not None else pixels
-            assert values is not None
-            values = values.to(self._dtype(values.dtype))
-            image = self._hugging_face and self.features == "image"
-            found = self.core(pixel_values=values) if image else self.core(values)
-        return _logits(found)
+        with self.casting():
+            if self.features == "documents":
+                assert input_ids is not None
+                return self._documents(input_ids, torch.ones_like(input_ids) if segments is None else segments)
+            if self.features == "text":
+                found = self.core(input_ids=input_ids, **self._taken(attention_mask=attention_mask))
+            else:
+                values = features if features is not None else pixels
+                assert values is not None
+                values = values.to(self._dtype(values.dtype))
+                image = self._hugging_face and self.features == "image"
+                found = self.core(pixel_values=values) if image else self.core(values)
+            return _logits(found)
+
+    def casting(self) -> AbstractContextManager[Any]:
+        """The precision in which the model multiplies: ``autocast``, where that is set.
+
+        Entered around several calls, it converts each weight once instead of once a call.
+        """
+        if self.autocast is None:
+            return nullcontext()
+        device = next((p.device.type for p in self.core.parameters()), "cpu")
+        return torch.autocast(device, dtype=self.autocast)
 
     def _documents(self, ids_BL: Tensor, segments_BL: Tensor) -> Tensor:
         if self._hugging_face:
