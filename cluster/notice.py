@@ -82,5 +82,5 @@ def leave(seconds: float | None = None) -> None:
 
 def forget() -> None:
     """Begin anew, as in a fresh process."""
-    global _state  # noqa: PLW0603  one process holds one actor
+    global _state
     _state = _State()
