@@ -14,6 +14,8 @@ from cluster.errors import FileError
 from cluster.files import Folder
 from distill_jobs.data.cache import PartCache, Wanted
 from distill_jobs.data.flat import Damage
+from distill_jobs.data.holes import Runs
+from distill_jobs.data.listing import check_listing, left_out
 from distill_jobs.data.part_file import Layout, Part, Target, learn, map_file, read_schema
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.errors import DataError, DistillError
@@ -51,6 +53,8 @@ class TableReader:
         self.folder, self.verify, self._error = folder, verify, error
         self.facts = self._manifest()
         self._part_rows = np.asarray(self.facts["part_rows"], dtype=np.int64)
+        self._left_out = left_out(self.facts)
+        self._runs: dict[int, Runs] = {}
         self._starts = np.concatenate([[0], np.cumsum(self._part_rows)])
         self.rows = int(self._starts[-1])
         self.inspect: Callable[[int], None] | None = None
@@ -72,6 +76,11 @@ class TableReader:
     def part_rows(self) -> np.ndarray:
         """Rows of each part, [parts] int64."""
         return self._part_rows
+
+    @property
+    def part_quarantined(self) -> np.ndarray:
+        """Rows of the data's part of the same number that each part leaves out, [parts] int64."""
+        return self._left_out
 
     @property
     def schema(self) -> pa.Schema:
@@ -104,7 +113,11 @@ class TableReader:
         # The same as ``table.where`` of each.
         part, row = ids >> 32, ids & 0xFFFFFFFF
         there = (part >= 0) & (part < self.parts)
-        there[there] &= row[there] < self._part_rows[part[there]]
+        there[there] &= row[there] < (self._part_rows + self._left_out)[part[there]]
+        for number in np.unique(part[there][self._left_out[part[there]] > 0]).tolist():
+            some = there & (part == number)
+            row[some] = self._runs_of(number).where(row[some])
+        there &= row >= 0
         if not there.all():
             raise self._error(f"{self.folder} has no sample {int(ids[~there][0])}")
         return np.asarray(self._starts[part] + row)
@@ -177,6 +190,16 @@ class TableReader:
         if left:
             self._copy(number, left, rows, np.arange(len(rows)))
         return taken
+
+    def _runs_of(self, part: int) -> Runs:
+        if part not in self._runs:
+            numbers = np.asarray(self.part_range(part), dtype=np.int64)
+            ids = self.take(numbers, ["sample_id"])["sample_id"] if len(numbers) else numbers
+            runs = Runs.of(ids, part, len(numbers) + int(self._left_out[part]))
+            if runs is None:
+                raise self._broken(part, "its sample ids are not in order, or not its own")
+            self._runs[part] = runs
+        return self._runs[part]
 
     def _copy(self, number: int, targets: list[Target], rows: np.ndarray, to: np.ndarray) -> None:
         try:
@@ -264,7 +287,7 @@ class TableReader:
         except FileError as error:
             raise self._error(str(error)) from None
         try:
-            _check(facts)
+            check_listing(facts)
         except (TypeError, KeyError, AttributeError):
             raise self._error(f"{self.folder}/{MANIFEST} is not a valid manifest; make the table again") from None
         return dict(facts)
@@ -283,21 +306,6 @@ def _kind(kind: pa.DataType) -> tuple[np.dtype, tuple[int, ...]]:
     if pa.types.is_fixed_size_list(kind):
         return np.dtype(kind.value_type.to_pandas_dtype()), (kind.list_size,)
     return np.dtype(kind.to_pandas_dtype()), ()
-
-
-def _check(facts: Any) -> None:
-    """Raise TypeError, KeyError or AttributeError unless all that the reader builds on is as it should be."""
-    rows, files, sums, size = (facts[name] for name in ("part_rows", "part_files", "part_sha256", "rows_per_batch"))
-    # A row's number within its part has 32 bits (``sample_id``).
-    whole = all(_count(n) for n in rows) and _count(size) and size > 0 and len(rows) == len(files) == len(sums)
-    safe = all(f is None or (f.startswith("part-") and "/" not in f and "\0" not in f) for f in files)
-    told = all(isinstance(s, str) for s in sums)
-    if not (whole and safe and told) or any((f is None) != (n == 0) for f, n in zip(files, rows, strict=True)):
-        raise TypeError
-
-
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32
 
 
 def _flat(error: BaseException) -> str:

@@ -84,8 +84,14 @@ class LogitStore:
         names += self._soft if soft else []
         taken = self.table.take(indices, names)
         if self._pixels is not None and (columns is None or STAYS_IN_DATA in columns):
-            taken |= self._pixels.take(indices, [STAYS_IN_DATA])
+            taken |= self._pixels.take(self._in_data(indices), [STAYS_IN_DATA])
         return taken
+
+    def _in_data(self, indices: np.ndarray) -> np.ndarray:
+        """The data's row numbers of rows: the same ones, unless some stand in the quarantine."""
+        if self._pixels is None or not self.table.part_quarantined.any():
+            return indices
+        return self._pixels.rows_of(self.table.take(indices, ["sample_id"])["sample_id"])
 
     def prefetch(self, parts: list[int], spare: list[int]) -> None:
         """Have parts fetched ahead where the store lies in an object store, without giving up the parts ``spare``."""
@@ -226,6 +232,6 @@ def _pixels(
     if facts.fingerprint != plan.data_fingerprint:
         raise StoreError(f"{data} is not what the store was made from (its fingerprint differs); capture again")
     reader = TableReader(data / SPLIT, StoreError, cache=cache, verify=verify)
-    if reader.facts["part_rows"] != table.facts["part_rows"]:
+    if not np.array_equal(reader.part_rows, table.part_rows + table.part_quarantined):
         raise StoreError(f"{data} and the store don't hold the same rows in the same parts; capture again")
     return reader

@@ -16,7 +16,7 @@ from distill_jobs.data.table import MANIFEST, PartRecord, commit_manifest, commi
 from distill_jobs.errors import StoreError
 from distill_jobs.store.codecs import Field, bytes_per_position
 from distill_jobs.store.plan import PARTS, PLAN, StorePlan, refuse_cold
-from distill_jobs.store.quarantine import Quarantined, write_quarantine
+from distill_jobs.store.quarantine import FILE, QUARANTINE, Quarantined, write_quarantine
 
 PREFIX = "t."
 STAYS_IN_DATA = "pixels"
@@ -73,7 +73,13 @@ def write_part(
     schema = store_schema(first.schema if first is not None else pa.schema([]), fields, plan.positions_per_row)
     rows = itertools.chain([first] if first is not None else [], batches)
     joined = _joined(rows, targets, schema, fields, plan.positions_per_row)
-    return commit_part(
+    mine: dict[str, Any] = {}
+
+    def beside() -> dict[str, Any]:
+        mine.update(write_quarantine(folder, part, quarantined() if quarantined else ()))
+        return mine
+
+    record = commit_part(
         folder / PARTS,
         part,
         schema,
@@ -82,8 +88,12 @@ def write_part(
         tokens=tokens if tokens is not None else lambda: counted.tokens,
         usage=usage,
         extra={**(extra or {}), "data_sha256": data_sha256},
-        beside=lambda: write_quarantine(folder, part, quarantined() if quarantined else ()),
+        beside=beside,
     )
+    if mine and record.extra.get(FILE) != mine[FILE]:
+        # Another attempt was committed first.
+        (folder / QUARANTINE).remove(mine[FILE])
+    return record
 
 
 def finish(folder: Folder, plan: StorePlan, data_sha256: Sequence[str] | None = None) -> dict[str, Any]:
