@@ -20,6 +20,7 @@ from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.gguf_file import check_gguf, quick_gguf_reading
 from distill_jobs.errors import DistillError, ModelError, VocabularyError
 from distill_jobs.models.scorer import flat
+from distill_jobs.models.unscorable import longest_row
 
 _AUTO = {
     "documents": "AutoModelForCausalLM",
@@ -158,8 +159,8 @@ def _fitted(core: nn.Module, facts: DataFacts, what: str) -> nn.Module:
             f"{what} knows {embedded} tokens, but the data's tokenizer has {facts.vocabulary}: "
             f"give the model the tokenizer's vocabulary, or the data the model's tokenizer"
         )
-    limit = getattr(config, "max_position_embeddings", None)
-    if isinstance(limit, int) and facts.sequence_length and facts.sequence_length > limit:
+    limit = longest_row(core)
+    if limit and facts.sequence_length and facts.sequence_length > limit:
         raise ModelError(f"{what} takes at most {limit} tokens, but the data's rows have {facts.sequence_length}")
     if facts.features == "text" and config.pad_token_id is None:
         config.pad_token_id = facts.pad_id
