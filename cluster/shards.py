@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,13 +30,49 @@ class Worker(Protocol):
 
 
 @dataclass(frozen=True)
-class Pool:
-    """How many actors, what each holds, and how often one shard may fail before the work is given up."""
+class Crew:
+    """Actors of one kind: how their worker is made, how many there may be, and what each holds.
 
-    actors: int
+    Attributes:
+        make: makes the worker inside an actor, once.
+        most, least: how many actors are asked for, and how many must fit for the work to begin.
+        cpus, gpus: what each actor holds; fractions share a device.
+        accelerator: Ray's name of the accelerator an actor needs, such as ``H100``; any where None.
+        resources: custom resources each actor holds.
+        name: what the kind is called in messages and reports.
+    """
+
+    make: Callable[[], Worker]
+    most: int = 1
+    least: int = 1
     cpus: float = 1
     gpus: float = 0
-    retries: int = 3
+    accelerator: str | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+    name: str = "actors"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a map has come.
+
+    Attributes:
+        done, total: shards.
+        actors, starting: actors that work, and those that wait for room or make their worker.
+        retried, lost_actors: as in the report.
+        told: what the workers have told (``cluster.notice.tell``), summed over actors, dead ones included.
+        usage, by_crew: used so far, in all and by the crew's name.
+    """
+
+    done: int
+    total: int
+    actors: int
+    starting: int
+    retried: int
+    lost_actors: int
+    told: Mapping[str, float]
+    usage: Usage
+    by_crew: Mapping[str, Usage]
 
 
 @dataclass(frozen=True)
@@ -45,15 +81,21 @@ class PoolReport:
 
     Attributes:
         usage: what it held over its whole life, start-up included; ``cpu_seconds`` are measured in the actors.
-        retried: how often a shard was given out again.
+        by_crew: the same by the crew's name.
+        retried: how often a shard was given out again after a failure.
+        handed_back: how often one was given out again without one.
         lost_actors: actors that died.
+        duplicated: how often a slow shard was given to a second actor.
         startup_seconds: from the start to the first shard's beginning.
     """
 
-    usage: Usage
-    retried: int
-    lost_actors: int
-    startup_seconds: float
+    usage: Usage = field(default_factory=Usage)
+    by_crew: Mapping[str, Usage] = field(default_factory=dict)
+    retried: int = 0
+    handed_back: int = 0
+    lost_actors: int = 0
+    duplicated: int = 0
+    startup_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,13 +131,14 @@ class _Actor:
 
 def map_shards(
     session: Session,
-    make: Callable[[], Worker],
+    crews: Crew | Sequence[Crew],
     shards: Sequence[Any],
-    pool: Pool,
     on_result: Callable[[Any, Any], None],
     *,
+    retries: int = 3,
     fatal: Fatal = (),
     what: str = "work",
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> PoolReport:
     """Run every shard once to success; ``on_result(shard, value)`` is called here, in order of completion.
 
@@ -104,14 +147,15 @@ def map_shards(
 
     Raises:
         ResourceError: the cluster has no room for the pool.
-        ShardError: a shard failed more than ``pool.retries`` times; names the shard and the last cause.
+        ShardError: a shard failed more than ``retries`` times; names the shard and the last cause.
         ClusterError, or one of ``fatal``: as a worker raised it.
     """
-    if not shards:
-        return PoolReport(Usage(), 0, 0, 0.0)
-    actors = min(pool.actors, len(shards))
+    if not len(shards):
+        return PoolReport()
+    pool = crews if isinstance(crews, Crew) else crews[0]
+    actors = min(pool.most, len(shards))
     session.require(what, actors, pool.cpus, pool.gpus)
-    run = _Run(make, shards, pool, fatal, what)
+    run = _Run(pool.make, shards, pool, retries, fatal, what)
     started, began = time.perf_counter(), time.time()
     try:
         for _ in range(actors):
@@ -128,7 +172,7 @@ def map_shards(
         cpu_seconds=run.cpu_seconds,
         wall_seconds=wall,
     )
-    return PoolReport(usage, run.retried, run.lost, max(0.0, run.first - began))
+    return PoolReport(usage, {pool.name: usage}, run.retried, 0, run.lost, 0, max(0.0, run.first - began))
 
 
 @dataclass
@@ -137,7 +181,8 @@ class _Run:
 
     make: Callable[[], Worker]
     shards: Sequence[Any]
-    pool: Pool
+    pool: Crew
+    retries: int
     fatal: Fatal
     what: str
     busy: dict[Any, tuple[Any, int]] = field(default_factory=dict)  # call -> actor, shard
@@ -198,7 +243,7 @@ class _Run:
 
     def _retry(self, shard: int, cause: str) -> None:
         self.failures[shard] = self.failures.get(shard, 0) + 1
-        if self.failures[shard] > self.pool.retries:
+        if self.failures[shard] > self.retries:
             raise ShardError(
                 f"{self.what}: shard {_name(self.shards[shard])} failed {self.failures[shard]} times, the last time "
                 f"because {cause}"

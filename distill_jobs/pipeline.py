@@ -13,7 +13,7 @@ import yaml
 from cluster.files import Folder
 from cluster.gang import Gang, run_gang
 from cluster.meter import Meter, Usage
-from cluster.shards import Pool, map_shards
+from cluster.shards import Crew, map_shards
 from distill_jobs.audit.evaluate import evaluate as evaluate_models
 from distill_jobs.capture.stage import capture as capture_store
 from distill_jobs.console import Advance
@@ -192,10 +192,8 @@ def _bring(context: Context, advance: Advance) -> tuple[Made, Usage]:
         made.update(result)
         advance(1, 1)
 
-    pool = Pool(actors=1, cpus=spec.cpus_per_actor, gpus=spec.gpus_per_actor, retries=0)
-    report = map_shards(
-        context.session, lambda: worker, ["teacher"], pool, on_result, fatal=(DistillError,), what="teach"
-    )
+    crew = Crew(lambda: worker, cpus=spec.cpus_per_actor, gpus=spec.gpus_per_actor)
+    report = map_shards(context.session, crew, ["teacher"], on_result, retries=0, fatal=(DistillError,), what="teach")
     return made, report.usage
 
 

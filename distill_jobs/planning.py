@@ -8,7 +8,7 @@ import yaml
 from cluster.files import Folder, digest
 from cluster.meter import Usage
 from cluster.session import Session
-from cluster.shards import Pool, map_shards
+from cluster.shards import Crew, map_shards
 from distill_jobs.console import Console
 from distill_jobs.context import require_all
 from distill_jobs.costs.estimate import Rates, Sizes, StageEstimate, predict, total
@@ -62,12 +62,12 @@ def _probe(job: Job, inputs: Inputs, session: Session) -> tuple[dict[str, Any], 
     found: dict[str, Any] = {}
     prepared = statuses_of(job, inputs, "prepare")[0].done
     taught = prepared and statuses_of(job, inputs, "teach")[0].done
-    pool = Pool(actors=1, cpus=spec.cpus_per_actor, gpus=spec.gpus_per_actor, retries=0)
 
     def on_result(_: Any, result: dict[str, Any]) -> None:
         found.update(result)
 
     with tempfile.TemporaryDirectory(prefix="probe-") as scratch:
         worker = ProbeWorker(job, workdir / "data" if prepared else None, workdir / "teacher/model" if taught else None)
-        report = map_shards(session, lambda: worker, [scratch], pool, on_result, fatal=(DistillError,), what="probe")
+        crew = Crew(lambda: worker, cpus=spec.cpus_per_actor, gpus=spec.gpus_per_actor)
+        report = map_shards(session, crew, [scratch], on_result, retries=0, fatal=(DistillError,), what="probe")
     return found, report.usage

@@ -9,7 +9,7 @@ import pyarrow as pa
 from cluster.files import Folder, digest
 from cluster.meter import Usage
 from cluster.session import Session
-from cluster.shards import Pool, map_shards
+from cluster.shards import Crew, map_shards
 from distill_jobs.audit.score import ScoreTask, ScoreWorker
 from distill_jobs.audit.summary import Scores, summarise
 from distill_jobs.data.facts import DataFacts
@@ -35,7 +35,7 @@ def evaluate(
     parts = int(facts.splits["test"]["parts"])
     if not facts.splits["test"]["rows"]:
         raise DataError("the test split holds no rows to evaluate on; give data.test a share or files of its own")
-    out, pool = workdir / "evaluation", _pool(job)
+    out, spec = workdir / "evaluation", job.capture
     inputs = digest([facts.fingerprint, {name: str(folder) for name, folder in models.items()}, _weights(models)])
     done = committed(out, parts, inputs)
     timed = _one_of_each(models)
@@ -59,24 +59,18 @@ def evaluate(
         latency_repeats=job.evaluate.latency_repeats,
         precision=job.capture.precision,
         inputs=inputs,
-        cores=pool.cpus,
-        devices=pool.gpus,
+        cores=spec.cpus_per_actor,
+        devices=spec.gpus_per_actor,
     )
-    report = map_shards(
-        session, lambda: ScoreWorker(task), shards, pool, on_result, fatal=(DistillError,), what="evaluate"
-    )
+    # One actor: timings taken beside busy neighbours would say more about these than about the model.
+    crew = Crew(lambda: ScoreWorker(task), cpus=spec.cpus_per_actor, gpus=spec.gpus_per_actor)
+    report = map_shards(session, crew, shards, on_result, retries=spec.retries, fatal=(DistillError,), what="evaluate")
     records = committed(out, parts, inputs)
     commit_manifest(out, records, inputs=inputs)
     evaluation = summarise(job.task, _read(out, records), speeds, facts.slices)
     workdir.write_json(EVALUATION, evaluation)
     read = Usage(rows=evaluation["rows"], tokens=evaluation["tokens"])
     return evaluation, report.usage + read
-
-
-def _pool(job: Job) -> Pool:
-    # One actor: timings taken beside busy neighbours would say more about these than about the model.
-    spec = job.capture
-    return Pool(actors=1, cpus=spec.cpus_per_actor, gpus=spec.gpus_per_actor, retries=spec.retries)
 
 
 def _one_of_each(models: dict[str, Folder]) -> tuple[str, ...]:

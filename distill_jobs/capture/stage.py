@@ -6,7 +6,7 @@ from typing import Any
 from cluster.files import Folder
 from cluster.meter import Usage
 from cluster.session import Session
-from cluster.shards import Pool, map_shards
+from cluster.shards import Crew, map_shards
 from distill_jobs.capture.worker import CaptureTask, CaptureWorker
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
@@ -63,9 +63,21 @@ def capture(job: Job, session: Session, workdir: Folder, on_progress: Progress) 
     )
     usage = Usage()
     if todo:
-        pool = Pool(spec.actors, spec.cpus_per_actor, spec.gpus_per_actor, spec.retries)
+        crews = [
+            Crew(
+                lambda: CaptureWorker(task),
+                most=kind.most,
+                least=kind.least,
+                cpus=kind.cpus_per_actor,
+                gpus=kind.gpus_per_actor,
+                accelerator=kind.accelerator,
+                resources=kind.resources,
+                name=kind.name,
+            )
+            for kind in spec.crews
+        ]
         usage = map_shards(
-            session, lambda: CaptureWorker(task), todo, pool, on_result, fatal=(DistillError,), what="capture"
+            session, crews, todo, on_result, retries=spec.retries, fatal=(DistillError,), what="capture"
         ).usage
     manifest = finish(store, plan, data_sha256)
     made = {name: manifest[name] for name in ("parts", "rows", "tokens", "bytes")}

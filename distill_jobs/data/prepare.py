@@ -11,7 +11,7 @@ from collections.abc import Callable
 from cluster.files import Folder, digest
 from cluster.meter import Meter, Usage
 from cluster.session import Session
-from cluster.shards import Pool, Worker, map_shards
+from cluster.shards import Crew, Worker, map_shards
 from distill_jobs.data import tokenizer
 from distill_jobs.data.encoder import Encoder, Tally
 from distill_jobs.data.facts import SPLITS, DataFacts
@@ -167,12 +167,10 @@ class _Passes:
         if not left:
             return Usage()
         data = self._job.data
-        pool = Pool(actors=data.actors, cpus=data.cpus_per_actor)
         report = map_shards(
             self._session,
-            make,
+            Crew(make, most=data.actors, least=data.actors, cpus=data.cpus_per_actor),
             left,
-            pool,
             lambda shard, _: self._advance(shard.rows),
             fatal=(DistillError,),
             what="prepare",

@@ -14,7 +14,7 @@ _GUEST = """
 import json, sys
 from cluster.gang import Gang, run_gang
 from cluster.session import Session
-from cluster.shards import Pool, map_shards
+from cluster.shards import Crew, map_shards
 
 class Double:
     def run(self, shard):
@@ -26,7 +26,7 @@ def both(rank, argument):
 
 found, reports = {}, []
 with Session(address=sys.argv[1]) as session:
-    map_shards(session, Double, [1, 2], Pool(actors=1), found.__setitem__)
+    map_shards(session, Crew(Double), [1, 2], found.__setitem__)
     value, _ = run_gang(session, both, 40, Gang(workers=2), reports.append)
     seen = {"embedded": session.embedded, "cpus": session.resources()["CPU"]}
 print(json.dumps(seen | {"found": found, "value": value, "reports": reports}))

@@ -15,7 +15,7 @@ import ray
 
 from cluster.errors import ClusterError, FileError, ResourceError, ShardError
 from cluster.session import Session
-from cluster.shards import Pool, PoolReport, map_shards
+from cluster.shards import Crew, PoolReport, map_shards
 
 
 class Refused(ValueError):
@@ -50,10 +50,12 @@ class Faulty:
 
 
 def collect(
-    session: Session, make: Callable[[], Any], shards: list[Any], pool: Pool, **more: Any
+    session: Session, make: Callable[[], Any], shards: list[Any], most: int, **more: Any
 ) -> tuple[dict[Any, Any], PoolReport]:
     found: list[tuple[Any, Any]] = []
-    report = map_shards(session, make, shards, pool, lambda shard, value: found.append((shard, value)), **more)
+    report = map_shards(
+        session, Crew(make, most=most), shards, lambda shard, value: found.append((shard, value)), **more
+    )
     assert all(times == 1 for times in Counter(shard for shard, _ in found).values())
     return dict(found), report
 
@@ -66,7 +68,7 @@ def free_cpus(session: Session) -> float:
 
 
 def test_each_shard_once(session: Session) -> None:
-    found, report = collect(session, Square, list(range(9)), Pool(actors=2))
+    found, report = collect(session, Square, list(range(9)), 2)
     assert {shard: value[0] for shard, value in found.items()} == {n: n * n for n in range(9)}
     assert len({value[1] for value in found.values()}) <= 2
     assert {value[2] for value in found.values()} == {"1"}
@@ -79,25 +81,25 @@ def test_each_shard_once(session: Session) -> None:
 
 
 def test_never_more_actors_than_shards(session: Session) -> None:
-    found, report = collect(session, Square, [5], Pool(actors=2))
+    found, report = collect(session, Square, [5], 2)
     assert found[5][0] == 25
     assert report.usage.core_seconds == pytest.approx(report.usage.wall_seconds)
 
 
 def test_no_shards(session: Session) -> None:
-    found, report = collect(session, Square, [], Pool(actors=2))
+    found, report = collect(session, Square, [], 2)
     assert found == {} and report.usage.wall_seconds == 0
 
 
 def test_killed_actors_are_replaced(session: Session, tmp_path: Path) -> None:
-    found, report = collect(session, lambda: Faulty("kill", tmp_path, {1: 1, 3: 2}), list(range(6)), Pool(actors=2))
+    found, report = collect(session, lambda: Faulty("kill", tmp_path, {1: 1, 3: 2}), list(range(6)), 2)
     assert found == {n: n for n in range(6)}
     assert (report.retried, report.lost_actors) == (3, 3)
     assert free_cpus(session) == 2
 
 
 def test_a_shard_that_raises_is_tried_again(session: Session, tmp_path: Path) -> None:
-    found, report = collect(session, lambda: Faulty("raise", tmp_path, {0: 2, 2: 1}), list(range(4)), Pool(actors=1))
+    found, report = collect(session, lambda: Faulty("raise", tmp_path, {0: 2, 2: 1}), list(range(4)), 1)
     assert found == {n: n for n in range(4)}
     assert (report.retried, report.lost_actors) == (3, 0)
 
@@ -107,9 +109,8 @@ def test_a_shard_that_raises_is_tried_again(session: Session, tmp_path: Path) ->
     [("raise", r"KeyError: 'odd 2' \(test_shards.py:\d+\)"), ("kill", "its actor died"), ("unsendable", "pickle")],
 )
 def test_a_hopeless_shard_is_named(session: Session, tmp_path: Path, what: str, cause: str) -> None:
-    pool = Pool(actors=2, retries=1)
     with pytest.raises(ShardError, match=rf"(?s)capture: shard 2 failed 2 times.*{cause}"):
-        collect(session, lambda: Faulty(what, tmp_path, {2: 99}), list(range(4)), pool, what="capture")
+        collect(session, lambda: Faulty(what, tmp_path, {2: 99}), list(range(4)), 2, retries=1, what="capture")
     assert free_cpus(session) == 2
 
 
@@ -118,7 +119,7 @@ def test_fatal_errors_come_as_themselves_and_at_once(session: Session, tmp_path:
         folder = tmp_path / what
         folder.mkdir()
         with pytest.raises(kind):
-            collect(session, partial(Faulty, what, folder, {0: 99}), list(range(4)), Pool(actors=1), fatal=(Refused,))
+            collect(session, partial(Faulty, what, folder, {0: 99}), list(range(4)), 1, fatal=(Refused,))
         assert len(list(folder.glob("0.*"))) == 1
     assert issubclass(FileError, ClusterError)
 
@@ -128,7 +129,7 @@ def test_a_worker_that_can_not_be_made(session: Session) -> None:
         raise OSError("no such model")
 
     with pytest.raises(ShardError, match="OSError: no such model"):
-        collect(session, make, [1, 2], Pool(actors=1, retries=0))
+        collect(session, make, [1, 2], 1, retries=0)
 
 
 def test_actors_end_when_the_driver_fails(session: Session) -> None:
@@ -136,13 +137,13 @@ def test_actors_end_when_the_driver_fails(session: Session) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        map_shards(session, Square, list(range(50)), Pool(actors=2), on_result)
+        map_shards(session, Crew(Square, most=2), list(range(50)), on_result)
     assert free_cpus(session) == 2
 
 
 def test_a_pool_that_does_not_fit(session: Session) -> None:
     with pytest.raises(ResourceError, match=r"capture asks for 3 workers of 1 CPU \(3 in all\), but the cluster has 2"):
-        collect(session, Square, [1, 2, 3], Pool(actors=3), what="capture")
+        collect(session, Square, [1, 2, 3], 3, what="capture")
     with pytest.raises(ResourceError, match="1 worker of 1 GPU"):
-        collect(session, Square, [1], Pool(actors=1, gpus=1))
+        map_shards(session, Crew(Square, gpus=1), [1], print)
     assert session.accelerator() is None and session.embedded

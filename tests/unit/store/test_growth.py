@@ -88,8 +88,8 @@ def job(tmp_path: Path) -> Job:
 def do(job: Job, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]]:
     """Prepare and capture in this process, the actors' work one after the other; returns what capture made."""
 
-    def here(_session: Any, make: Any, shards: list[int], _pool: Any, on_result: Any, **_: Any) -> Any:
-        worker = make()
+    def here(_session: Any, crews: Any, shards: list[int], on_result: Any, **_: Any) -> Any:
+        worker = crews[0].make()
         for shard in shards:
             on_result(shard, worker.run(shard))
         return SimpleNamespace(usage=Usage())
