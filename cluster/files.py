@@ -82,16 +82,36 @@ class Folder:
 
     def names(self, suffix: str = "") -> list[str]:
         """The names of the files directly in this folder, sorted; empty when there is no such folder."""
+        # What a killed writer left behind was never committed, so it is not there.
+        return sorted(name for name in self.scan() if name.endswith(suffix) and not is_temporary(name))
+
+    def scan(self) -> Iterator[str]:
+        """The names that ``names`` gives and those of unfinished files, in no order; on disk one at a time."""
         system, root = filesystem(self.uri)
         with _said(self.uri):
-            found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
-        names = (f.base_name for f in found if f.is_file and f.base_name.endswith(suffix))
-        # What a killed writer left behind was never committed, so it is not there.
-        return sorted(name for name in names if not (name.startswith(".") and name.endswith(".tmp")))
+            if isinstance(system, fs.LocalFileSystem):
+                with suppress(FileNotFoundError), os.scandir(root) as found:
+                    yield from (entry.name for entry in found if entry.is_file())
+            else:
+                there = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+                yield from (info.base_name for info in there if info.is_file)
 
     def read(self, name: str) -> bytes:
-        with self.open(name) as stream:
-            return bytes(stream.read())
+        with _said(f"{self.uri}/{name}"):
+            if self.is_local:
+                return self.path(name).read_bytes()
+            with self.open(name) as stream:
+                return bytes(stream.read())
+
+    def find(self, name: str) -> bytes | None:
+        """What ``read`` gives, or None where there is no such file."""
+        try:
+            return self.read(name)
+        except FileError:
+            # Asked afterwards: the file is there most times, and each question costs an object store a request.
+            if self.exists(name):
+                raise
+            return None
 
     def read_json(self, name: str) -> Any:
         try:
@@ -178,6 +198,11 @@ class Folder:
         system, root = filesystem(self.uri)
         with _said(f"{self.uri}/{name}"):
             return system.get_file_info(f"{root}/{name}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that a writer has not finished; when the writer is dead it never will be."""
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 def fetch(source: Folder, into: Path) -> Path:

@@ -10,6 +10,7 @@ A *row* is one sample: a packed sequence, or one row of a classification table. 
 """
 
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from distill_jobs.errors import DataError
 
 MANIFEST = "manifest.json"
 _SEAL = "digest"
+_FILE = re.compile(r"part-\d{5,18}\.[0-9a-f]{8}\.arrow")
 
 
 def sample_id(part: int, row: int) -> int:
@@ -65,18 +67,17 @@ class PartRecord:
         """Check what was read from a record file; raises DataError naming ``origin``."""
         try:
             record = cls(**values)
-            sizes_ok = all(
-                isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62
-                for n in (record.part, record.rows, record.tokens, record.bytes, record.quarantined)
-            )
-            name = record.file
+            sizes = (record.part, record.rows, record.tokens, record.bytes, record.quarantined)
+            sizes_ok = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in sizes)
+            sizes_ok = sizes_ok and max(record.rows, record.quarantined) < 1 << 32
+            name, sha = record.file, record.sha256
             # A record must never lead the reader out of its own folder.
-            name_ok = name is None or (isinstance(name, str) and "/" not in name and name.startswith("part-"))
-            whole = isinstance(record.sha256, str) and (name is None) == (record.rows == 0)
+            name_ok = name is None or bool(_FILE.fullmatch(name) and name.startswith(f"part-{record.part:05d}."))
+            whole = (name is None) == (record.rows == 0) and bool(re.fullmatch("[0-9a-f]{64}" if name else "", sha))
             whole = whole and isinstance(record.usage, dict) and isinstance(record.extra, dict)
             if not (sizes_ok and name_ok and whole):
                 raise TypeError
-        except TypeError:
+        except (TypeError, ValueError):
             raise DataError(f"{origin} is not a valid commit record; make the part again") from None
         return record
 
@@ -147,9 +148,9 @@ def read_record(folder: Folder, part: int) -> PartRecord | None:
         DataError: the file is not, to the byte, a record as it was written.
     """
     name = record_name(part)
-    if not folder.exists(name):
+    raw, origin = folder.find(name), f"{folder}/{name}"
+    if raw is None:
         return None
-    origin, raw = f"{folder}/{name}", folder.read(name)
     try:
         values = json.loads(raw.decode())
         told = values.pop(_SEAL, None)
