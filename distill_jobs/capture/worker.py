@@ -4,33 +4,51 @@ One shard more is the store's fidelity: the actor that gets it holds the teacher
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import tee
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from cluster.files import Folder
 from cluster.meter import Meter
-from distill_jobs.data.batch import make_batch
+from cluster.notice import leave, tell
+from distill_jobs.capture.batches import Trim, Window
+from distill_jobs.capture.isolate import DeviceLostError
+from distill_jobs.capture.part import PartCapture, Tally, Tools
+from distill_jobs.capture.scoring import Scoring, chunk_for
+from distill_jobs.capture.sizes import Sizes, device_name
+from distill_jobs.capture.transfer import Transfer
+from distill_jobs.capture.watch import Watch
 from distill_jobs.data.facts import DataFacts
-from distill_jobs.data.reader import TableReader, as_array
-from distill_jobs.errors import CaptureError
+from distill_jobs.data.reader import TableReader
+from distill_jobs.data.table import PartRecord, adopted
 from distill_jobs.models.files import load_model
+from distill_jobs.models.head import SplitHead, split_head
 from distill_jobs.models.place import device_for, place
-from distill_jobs.store.draws import uniforms
+from distill_jobs.models.scorer import Scorer
+from distill_jobs.models.unscorable import unscorable
 from distill_jobs.store.fidelity.measure import FIDELITY, measure_store, numbers
-from distill_jobs.store.plan import StorePlan
+from distill_jobs.store.plan import PARTS, StorePlan
+from distill_jobs.store.quarantine import Quarantined
 from distill_jobs.store.writer import write_part
 
-Encoded = dict[str, Tensor]
+_SAMPLES = 5
+_COMPILED_STEP = 64
 
 
 @dataclass(frozen=True)
 class CaptureTask:
-    """Where an actor finds the teacher and the data, and how it runs them."""
+    """Where an actor finds the teacher and the data, and how it runs them.
+
+    Attributes:
+        cores, devices: what the actor holds; from 2 devices on the teacher's layers are spread over them.
+        chunk_positions: scored positions through the teacher's output head at once; None for as many as suit the
+            device, 0 for the teacher's own whole forward.
+        quarantine_limit: rows of one part that may be put into quarantine; None for any number.
+        kind: the kind of actor, as the spec names it.
+    """
 
     teacher: Folder
     data: Folder
@@ -40,6 +58,11 @@ class CaptureTask:
     cores: float
     devices: float
     fidelity_positions: int = 0
+    compile: bool = False
+    autocast: bool = False
+    chunk_positions: int | None = None
+    quarantine_limit: int | None = None
+    kind: str = "actors"
 
 
 class CaptureWorker:
@@ -50,18 +73,30 @@ class CaptureWorker:
         self.facts = DataFacts.load(task.data)
         self.table = TableReader(task.data / "train")
         self.plan = StorePlan.load(task.store)
-        self.codec = self.plan.make_codec()
         self.device = device_for(task.devices)
         self.teacher = place(load_model(task.teacher), self.device, task.precision)
-        self.rows_at_once = max(1, task.batch_tokens // self.facts.positions_per_row)
+        self.watch, self.tally = Watch(self.device), Tally()
+        self.sizes = self._sizes()
+        self.tools = self._tools()
 
     def run(self, shard: int | str) -> dict[str, Any]:
         """Capture the part of this number and commit it, or measure for ``FIDELITY``.
 
         Returns:
-            the part's rows, tokens and bytes; or the numbers that the tracker gets.
+            the part's rows, tokens, bytes, commit record, how many rows are in quarantine and the first few of them;
+            or the numbers that the tracker gets.
+
+        Raises:
+            HandBack: the actor has to go before the shard can be finished.
+            CaptureError: more rows than allowed can't be scored.
+            DeviceLostError, NoRoomError: faults of the machine, after which the shard can be tried again.
         """
-        return self._capture(shard) if isinstance(shard, int) else self._measure()
+        try:
+            return self._capture(shard) if isinstance(shard, int) else self._measure()
+        except DeviceLostError:
+            # Whatever this process asks of the device now fails: another has to take its place.
+            leave()
+            raise
 
     def _measure(self) -> dict[str, Any]:
         page = measure_store(
@@ -69,75 +104,102 @@ class CaptureWorker:
             self.task.data,
             self.teacher,
             positions=self.task.fidelity_positions,
-            rows_at_once=self.rows_at_once,
+            rows_at_once=max(1, self.sizes.tokens // self.facts.positions_per_row),
             device=self.device,
         )
         self.task.store.write_json(FIDELITY, page)
         return numbers(page)
 
     def _capture(self, part: int) -> dict[str, Any]:
+        data_sha256 = self.table.facts["part_sha256"][part]
+        there = adopted(self.task.store / PARTS, part, self.plan.part_inputs(data_sha256))
+        if there is not None:
+            # Somebody was faster, or this attempt's record was written by an actor that died right after.
+            return _told(there, [])
         with Meter(self.task.cores, self.task.devices) as meter:
-            batches = list(self.table.batches(part))
-            tokens = sum(_tokens(batch) for batch in batches)
-            record = write_part(
-                self.task.store,
-                self.plan,
-                part,
-                batches,
-                self._targets(batches),
-                data_sha256=self.table.facts["part_sha256"][part],
-                tokens=tokens,
-                usage=meter.read,
-            )
-        return {"rows": record.rows, "tokens": record.tokens, "bytes": record.bytes}
 
-    def _targets(self, batches: list[pa.RecordBatch]) -> Iterator[Encoded]:
-        """The encoded targets of each record batch in turn, [rows · positions, width] a field.
+            def commit(windows: Iterator[Window], quarantined: Any) -> PartRecord:
+                rows, targets = tee(window.kept() for window in windows)
+                return write_part(
+                    self.task.store,
+                    self.plan,
+                    part,
+                    (batch for batch, _ in rows),
+                    (encoded for _, encoded in targets),
+                    data_sha256=data_sha256,
+                    usage=meter.read,
+                    extra={"kind": self.task.kind},
+                    quarantined=quarantined,
+                )
 
-        The teacher takes ``rows_at_once`` rows: several record batches of one packed sequence each, or a piece of a
-        large one.
-        """
-        for group in _groups(batches, self.rows_at_once):
-            columns = _columns(group)
-            rows = len(columns["sample_id"])
-            pieces = [self._encode(columns, start) for start in range(0, rows, self.rows_at_once)]
-            whole = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-            start = 0
-            for batch in group:
-                stop = start + batch.num_rows * self.facts.positions_per_row
-                yield {name: value[start:stop] for name, value in whole.items()}
-                start = stop
+            rows = int(self.table.part_rows[part])
+            capture = PartCapture(self.tools, part, rows, self.tally, lambda: self._tell(meter))
+            with self.watch("busy", host=True):
+                record = capture.run(self.table.batches(part), commit)
+        self._tell(None)
+        return _told(record, capture.quarantine)
 
-    @torch.inference_mode()
-    def _encode(self, columns: dict[str, np.ndarray], start: int) -> Encoded:
-        some = {name: values[start : start + self.rows_at_once] for name, values in columns.items()}
-        batch = make_batch(some, self.facts).to(self.device)
-        logits = self.teacher(**batch.inputs).flatten(0, -2)[:, : self.facts.targets]
-        try:
-            chances = uniforms(self.plan.seed, batch.sample_ids, self.facts.positions_per_row)
-            encoded = self.codec.encode(logits, batch.labels.flatten(), chances)
-        except CaptureError as error:
-            ids = some["sample_id"]
-            raise CaptureError(f"{error} (in the batch of samples {ids[0]} to {ids[-1]})") from None
-        return {name: value.cpu() for name, value in encoded.items()}
+    def _tell(self, meter: Meter | None) -> None:
+        seconds = self.watch.seconds
+        now = meter.read().wall_seconds if meter else 0.0
+        tell(
+            tokens=self.tally.tokens,
+            padding=self.tally.padding,
+            teacher_seconds=seconds.get("teacher", 0.0) + seconds.get("head", 0.0),
+            busy_seconds=seconds.get("busy", 0.0) + now,
+        )
+
+    def _sizes(self) -> Sizes:
+        task, device = self.task, device_name(self.device, self.task.devices)
+        wanted = {"batch_tokens": task.batch_tokens, "chunk_positions": task.chunk_positions}
+        of = {"device": device, "teacher": self.plan.teacher, "precision": task.precision, **wanted}
+        chunk = task.chunk_positions or chunk_for(self.device, self.plan.classes, _dtype(self.teacher))
+        return Sizes(task.store, of, task.batch_tokens, chunk)
+
+    def _tools(self) -> Tools:
+        codec = self.plan.make_codec()
+        scoring = Scoring(
+            self.teacher,
+            self._split,
+            codec,
+            targets=self.facts.targets,
+            seed=self.plan.seed,
+            device=self.device,
+            chunk=lambda: self.sizes.chunk,
+            watch=self.watch,
+        )
+        return Tools(
+            facts=self.facts,
+            fields=codec.fields(self.plan.classes),
+            scoring=scoring,
+            transfer=Transfer(self.device),
+            sizes=self.sizes,
+            # Only models of transformers are known to take rows of any length.
+            trim=Trim(
+                whole=self.teacher.origin["kind"] != "hf",
+                step=_COMPILED_STEP if self.task.compile else Trim.step,
+                pin=self.device != "cpu",
+            ),
+            watch=self.watch,
+            unscorable=lambda window: unscorable(window.columns, self.teacher, self.facts),
+            limit=self.task.quarantine_limit,
+        )
+
+    def _split(self, inputs: dict[str, Tensor]) -> SplitHead | None:
+        return None if self.task.chunk_positions == 0 else split_head(self.teacher, self.facts, inputs)
 
 
-def _groups(batches: list[pa.RecordBatch], rows: int) -> Iterator[list[pa.RecordBatch]]:
-    """Neighbouring record batches that together hold at most ``rows`` rows, or a single larger one."""
-    group: list[pa.RecordBatch] = []
-    for batch in batches:
-        if group and sum(b.num_rows for b in group) + batch.num_rows > rows:
-            yield group
-            group = []
-        group.append(batch)
-    if group:
-        yield group
+def _told(record: PartRecord, quarantined: list[Quarantined]) -> dict[str, Any]:
+    return {
+        "rows": record.rows,
+        "tokens": record.tokens,
+        "bytes": record.bytes,
+        "record": asdict(record),
+        "quarantined": record.quarantined,
+        "quarantine_samples": [(row.source or f"sample {row.sample_id}", row.reason) for row in quarantined[:_SAMPLES]],
+    }
 
 
-def _columns(group: list[pa.RecordBatch]) -> dict[str, np.ndarray]:
-    names = group[0].schema.names
-    return {name: np.concatenate([as_array(batch.column(name)) for batch in group]) for name in names}
-
-
-def _tokens(batch: pa.RecordBatch) -> int:
-    return int(as_array(batch.column("tokens")).sum()) if "tokens" in batch.schema.names else batch.num_rows
+def _dtype(teacher: Scorer) -> torch.dtype:
+    own = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
+    return teacher.autocast or own

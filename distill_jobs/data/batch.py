@@ -44,9 +44,11 @@ class Batch:
         """Number of scored positions."""
         return int((self.labels != IGNORED).sum())
 
-    def to(self, device: str | torch.device) -> "Batch":
-        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.labels.to(device), self.sample_ids.to(device))
+    def to(self, device: str | torch.device, *, non_blocking: bool = False) -> "Batch":
+        """The same on another device; ``non_blocking`` copies from page-locked memory beside what runs there."""
+        inputs = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.inputs.items()}
+        labels = self.labels.to(device, non_blocking=non_blocking)
+        return Batch(inputs, labels, self.sample_ids.to(device, non_blocking=non_blocking))
 
 
 def batch_columns(facts: DataFacts) -> list[str]:
