@@ -5,59 +5,17 @@ AdamW is as exact, and is all that the models of a distillation job need.
 """
 
 import logging
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cluster.engine_config import EngineConfig, settings_of
 from cluster.errors import ClusterError, NonFiniteError, ResourceError
-
-_BUCKET = 50_000_000  # elements that are reduced at once; DeepSpeed's default of 5e8 allocates 2 GB of them up front
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """One training run.
-
-    Attributes:
-        rows_per_micro_batch: rows that this rank takes through the model at once.
-        accumulation: micro-batches between two optimizer steps.
-        total_steps: optimizer steps of the whole run, to which the schedule decays.
-        learning_rate: the peak.
-        weight_decay: AdamW's, on parameters of two dimensions or more.
-        schedule: ``constant``, ``linear`` or ``cosine`` (to zero).
-        warmup_steps: steps of linear warm-up.
-        clip: the largest norm of the whole gradient; 0 leaves it alone.
-        precision: ``fp32``, ``bf16`` or ``fp16``; the latter two keep fp32 master weights.
-        zero_stage: 0 to 3.
-    """
-
-    rows_per_micro_batch: int
-    accumulation: int
-    total_steps: int
-    learning_rate: float
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    clip: float = 0.0
-    precision: str = "fp32"
-    zero_stage: int = 0
-
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of optimizer step ``step``, counted from 0."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        if self.schedule == "constant":
-            return self.learning_rate
-        done = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
-        shape = 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-        return self.learning_rate * shape
 
 
 def resolve_precision(wanted: str, device_type: str) -> str:
@@ -98,7 +56,7 @@ class Engine:
         size = sum(p.numel() for p in trained)
         with _exact_frequencies(self._module):
             self._engine, *_ = _deepspeed(self.device).initialize(
-                model=self._module, optimizer=optimizer, config=_settings(config, size), dist_init_required=False
+                model=self._module, optimizer=optimizer, config=settings_of(config, size), dist_init_required=False
             )
         self._masters = _masters(self._engine.optimizer) if config.zero_stage == 0 else {}
         # fp16 meets infinite gradients as a matter of course: DeepSpeed skips the step and lowers the loss scale.
@@ -255,21 +213,6 @@ def _groups(trained: Iterable[nn.Parameter], weight_decay: float) -> list[dict[s
     if not groups:
         raise ClusterError("the model has no parameter to train: every one is frozen")
     return groups
-
-
-def _settings(config: EngineConfig, size: int) -> dict[str, Any]:
-    bucket = max(1, min(_BUCKET, size))
-    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
-    return {
-        "train_micro_batch_size_per_gpu": config.rows_per_micro_batch,
-        "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": config.clip,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.precision == "bf16"},
-        "fp16": {"enabled": config.precision == "fp16"},
-        "steps_per_print": None,
-    }
 
 
 def _deepspeed(device: torch.device) -> Any:

@@ -1,5 +1,6 @@
 """What every stage depends on: the one place that decides whether it is skipped or redone."""
 
+from collections.abc import Set
 from typing import Any
 
 from cluster.files import Folder, digest, sha256
@@ -7,7 +8,7 @@ from distill_jobs import __version__
 from distill_jobs.data.prepare import data_digest
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.models.brought import brought_digest
-from distill_jobs.spec import Job
+from distill_jobs.spec import Job, Train
 from distill_jobs.spec.parts import Model
 from distill_jobs.stage import Status, flatten, status
 from distill_jobs.store import SCHEMA_VERSION
@@ -17,14 +18,16 @@ Inputs = dict[str, dict[str, Any]]
 STAGES = ("prepare", "teach", "capture", "train", "evaluate", "report")
 
 # Where work runs does not change what comes out (beyond rounding), so moving a job to other machines redoes nothing.
-_RESOURCES = {"workers", "micro_batch", "cpus_per_worker", "gpus_per_worker", "zero_stage", "actors", "cpus_per_actor"}
+_RESOURCES = {"actors", "cpus_per_actor"}
 _PLACES = {"train", "validation", "test"}
 
 
 def inputs_of(job: Job) -> Inputs:
     """The inputs of every stage and arm, flat; a later stage's hold the digests of the earlier ones it reads."""
-    tree = _without(job.model_dump(mode="json"), _RESOURCES)
-    data = {name: value for name, value in tree["data"].items() if name not in _PLACES}
+    tree = job.model_dump(mode="json")
+    data = _without(tree["data"], _RESOURCES | _PLACES)
+    for role in ("teacher", "student"):
+        tree[role]["train"] = _without(tree[role]["train"], Train.RESOURCES)
     code = {"code": __version__}
     prepare = {**code, "task": job.task, **flatten(data, "data"), "content": data_digest(job)}
     teacher = {
@@ -119,7 +122,5 @@ def _weights(model: Model) -> str | None:
     return brought_digest(model) if model.kind in ("hf", "gguf", "factory") else None
 
 
-def _without(tree: Any, names: set[str]) -> Any:
-    if isinstance(tree, dict):
-        return {key: _without(value, names) for key, value in tree.items() if key not in names}
-    return tree
+def _without(part: dict[str, Any] | None, names: Set[str]) -> dict[str, Any] | None:
+    return part and {key: value for key, value in part.items() if key not in names}

@@ -200,7 +200,7 @@ def _bring(context: Context, advance: Advance) -> tuple[Made, Usage]:
 def _train_gang(
     context: Context, train: Train, arms: tuple[Arm, ...], store: Folder | None, advance: Advance
 ) -> tuple[list[dict[str, Any]], Usage]:
-    gang = Gang(workers=train.workers, cpus=train.cpus_per_worker, gpus=train.gpus_per_worker)
+    gang = Gang(workers=train.most_workers, cpus=train.cpus_per_worker, gpus=train.gpus_per_worker)
     task = TrainTask(
         arms=arms,
         data=context.workdir / "data",

@@ -11,8 +11,8 @@ from typing import Any
 
 from cluster.meter import Usage
 from distill_jobs.costs.prices import PriceBook
+from distill_jobs.spec import Train
 from distill_jobs.spec.job import Job
-from distill_jobs.spec.parts import Train
 
 # What DeepSpeed itself takes for an optimizer step, beside the model's forward and backward: about this on a CPU, with
 # a model too small to matter. The probe runs without the engine and can't see it.
@@ -239,10 +239,10 @@ class _Prediction:
         looks = math.ceil(steps * train.batch_size / max(1, self.sizes.train_rows)) if train.early_stopping else 1
         work = [Work(f"{name} rows", count * steps * train.batch_size, row) for name, (count, row) in arms.items()]
         # Every rank goes through every step, so that more ranks don't shorten this.
-        work.append(Work("engine steps", models * steps * train.workers, _ENGINE_STEP_SECONDS))
+        work.append(Work("engine steps", models * steps * train.most_workers, _ENGINE_STEP_SECONDS))
         work.append(Work("validation rows", models * looks * self.sizes.validation_rows, forward))
         stopping = "; at most, since it may stop early" if train.early_stopping else ""
-        held = Held(train.workers, train.cpus_per_worker, train.gpus_per_worker)
+        held = Held(train.most_workers, train.cpus_per_worker, train.gpus_per_worker)
         note = f"{models} × {steps:,} steps{stopping}"
         return self._stage(stage, work, held, start_up=self.wait.gang, size=models * size, note=note)
 

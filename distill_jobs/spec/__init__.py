@@ -3,6 +3,7 @@
 from distill_jobs.spec.capture import Capture, Codec
 from distill_jobs.spec.job import Job
 from distill_jobs.spec.load import load_job, parse_job
-from distill_jobs.spec.parts import Data, Distill, Features, Model, Train
+from distill_jobs.spec.parts import Data, Distill, Features, Model
+from distill_jobs.spec.train import Train
 
 __all__ = ["Capture", "Codec", "Data", "Distill", "Features", "Job", "Model", "Train", "load_job", "parse_job"]

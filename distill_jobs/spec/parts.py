@@ -4,8 +4,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distill_jobs.spec.base import OneOf, Part, Positive, Precision, Share
+from distill_jobs.spec.base import OneOf, Part, Positive, Share
 from distill_jobs.spec.reading import Mix
+from distill_jobs.spec.train import Train
 
 Paths = str | tuple[str, ...]
 
@@ -127,52 +128,6 @@ class Model(OneOf):
     mlp: Mlp | None = None
     cnn: Cnn | None = None
     init_from_teacher: TeacherLayers | None = None
-
-
-class EarlyStopping(Part):
-    """Stop when the validation loss has not fallen by ``min_delta`` for ``patience`` evaluations; keep the best."""
-
-    patience: Positive = 3
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
-
-
-class Train(Part):
-    """One training run by DeepSpeed. ``batch_size`` is the rows of one optimizer step, over all workers."""
-
-    epochs: Annotated[float, Field(gt=0)] = 3.0
-    steps: Positive | None = None
-    batch_size: Positive = 64
-    micro_batch: Positive | None = None
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup: Share = 0.05
-    clip: Annotated[float, Field(ge=0)] = 1.0
-    precision: Precision = "auto"
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    workers: Positive = 1
-    cpus_per_worker: Positive = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    early_stopping: EarlyStopping | None = None
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        if self.batch_size % (self.workers * (self.micro_batch or 1)):
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of workers {self.workers} × micro_batch "
-                f"{self.micro_batch or 1}"
-            )
-        return self
-
-    @property
-    def rows_per_micro_batch(self) -> int:
-        """Rows that one worker takes through the model at once."""
-        return self.micro_batch or self.batch_size // self.workers
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches between two optimizer steps."""
-        return self.batch_size // (self.workers * self.rows_per_micro_batch)
 
 
 class Teacher(Part):

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from cluster.engine import Engine, EngineConfig, resolve_precision
+from cluster.engine import Engine, resolve_precision
+from cluster.engine_config import EngineConfig
 from cluster.files import Folder
 from cluster.gang import Rank
 from cluster.meter import Meter, peak_memory_bytes
@@ -72,7 +73,7 @@ def _train(arm: Arm, task: TrainTask, scorer: Scorer, validation: Source, rank: 
     steps = steps_of(train.rows, arm.train.epochs, arm.train.steps, arm.train.batch_size)
     # The same for student and baseline: dropout and the like must not make the arms differ.
     torch.manual_seed(arm.seed)
-    engine = Engine(scorer, _engine_config(arm, steps, rank.device), rank.device)
+    engine = Engine(scorer, _engine_config(arm, steps, rank), rank.device)
     try:
         progress = Loop(arm, engine, train, validation, rank, steps).run()
         state = progress.best_state or engine.full_state()
@@ -84,20 +85,9 @@ def _train(arm: Arm, task: TrainTask, scorer: Scorer, validation: Source, rank: 
     return progress
 
 
-def _engine_config(arm: Arm, steps: int, device: str) -> EngineConfig:
-    spec = arm.train
-    return EngineConfig(
-        rows_per_micro_batch=spec.rows_per_micro_batch,
-        accumulation=spec.accumulation,
-        total_steps=steps,
-        learning_rate=spec.learning_rate,
-        weight_decay=spec.weight_decay,
-        schedule=spec.schedule,
-        warmup_steps=round(spec.warmup * steps),
-        clip=spec.clip,
-        precision=resolve_precision(spec.precision, torch.device(device).type),
-        zero_stage=spec.zero_stage,
-    )
+def _engine_config(arm: Arm, steps: int, rank: Rank) -> EngineConfig:
+    precision = resolve_precision(arm.train.precision, torch.device(rank.device).type)
+    return arm.train.engine(steps, rank.world_size, precision)
 
 
 def _save(arm: Arm, scorer: Scorer, facts: DataFacts, data: Folder, state: dict[str, torch.Tensor] | None) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from cluster.engine import Engine, EngineConfig
+from cluster.engine import Engine
+from cluster.engine_config import EngineConfig
 from cluster.errors import NonFiniteError
 from cluster.gang import Gang, Rank, run_gang
 from cluster.session import Session

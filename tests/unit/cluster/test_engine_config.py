@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cluster.engine import EngineConfig, _groups, resolve_precision
+from cluster.engine import _groups, resolve_precision
+from cluster.engine_config import EngineConfig
 from cluster.errors import ClusterError, ResourceError
 
 
