@@ -41,7 +41,7 @@ def capture(job: Job, session: Session, workdir: Folder, on_progress: Progress) 
     if spec.fidelity_positions and fidelity is None:
         # First, so that nobody waits for it at the end while other actors have nothing left to do.
         todo.insert(0, FIDELITY)
-    rows, positions = sum(r.rows for r in done.values()), 0
+    rows, positions = done.rows, 0
 
     def on_result(shard: Any, result: dict[str, Any]) -> None:
         nonlocal rows, positions, kept
@@ -79,7 +79,7 @@ def capture(job: Job, session: Session, workdir: Folder, on_progress: Progress) 
         usage = map_shards(
             session, crews, todo, on_result, retries=spec.retries, fatal=(DistillError,), what="capture"
         ).usage
-    manifest = finish(store, plan, data_sha256)
+    manifest = finish(store, plan, start(store, plan, data_sha256))
     made = {name: manifest[name] for name in ("parts", "rows", "tokens", "bytes")}
     moved = Usage(rows=rows, tokens=positions, bytes_written=manifest["bytes"])
     told = {"store": {"fidelity": kept}} if kept else {}

@@ -1,6 +1,7 @@
 """The plan of a logit store: what it is made from and how, written before the first part and checked by everyone."""
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Self
 
 from cluster.errors import FileError
@@ -16,7 +17,7 @@ PARTS = "parts"
 COLD = "cold.json"
 SPLIT = "train"
 
-MIGRATIONS = {1: "capture again: version 1 has no migration"}
+MIGRATIONS = {version: f"capture again: version {version} has no migration" for version in (1, 2)}
 """What to do with a store of an older schema version."""
 
 
@@ -114,7 +115,7 @@ class StorePlan:
         """Changes when anything in the plan does: a manifest carries that of its own plan."""
         return digest(asdict(self))
 
-    @property
+    @cached_property
     def contract(self) -> str:
         """Changes when anything does that all parts depend on; the data of single parts are not among it."""
         return digest({name: getattr(self, name) for name in _CONTRACT})

@@ -8,14 +8,16 @@ names it with its SHA-256 and counts its lines.
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.errors import FileError
-from cluster.files import Folder
-from distill_jobs.data.table import PartRecord, where
+from cluster.files import Folder, is_temporary
+from distill_jobs.data.commits import Commits
+from distill_jobs.data.table import PartRecord, read_record, where
 from distill_jobs.errors import StoreError
+from distill_jobs.store.plan import PARTS
 
 QUARANTINE = "quarantine"
 FILE, SHA256 = "quarantine_file", "quarantine_sha256"
@@ -110,32 +112,38 @@ def quarantine_file(folder: Folder, record: PartRecord) -> str | None:
     return name
 
 
-def sweep(folder: Folder, quarantined: Callable[[int], int], record_of: Callable[[int], PartRecord | None]) -> None:
-    """Remove the quarantine files of dead attempts: those that no commit record names.
+def without_quarantine(folder: Folder, commits: Commits) -> list[int]:
+    """The committed parts of a store that count quarantined rows, but have no file left that tells which."""
+    if not commits.quarantined:
+        return []
+    there = {part for part, _ in _named(folder)}
+    return [p for p in range(commits.parts) if p in commits and commits.quarantined_of(p) and p not in there]
 
-    Args:
-        folder: the store's.
-        quarantined: rows in quarantine of a part of this number; 0 where there is no such part.
-        record_of: the commit record of a part; asked only where there are several files of one part.
-    """
-    for part, names in _by_part((folder / QUARANTINE).names()):
+
+def sweep(folder: Folder, commits: Commits) -> None:
+    """Remove the quarantine files of a store that no commit record names: those of dead attempts."""
+    several: dict[int, list[str]] = {}
+    for part, name in _named(folder):
+        several.setdefault(part, []).append(name)
+    for part, names in several.items():
         keep: set[Any] = set()
-        if quarantined(part):
+        if 0 <= part < commits.parts and commits.quarantined_of(part):
             # A single file is the one: the record that counts its rows came after it.
-            record = record_of(part) if len(names) > 1 else None
-            keep = set(names) if record is None else {record.extra.get(FILE)}
+            record = read_record(folder / PARTS, part) if len(names) > 1 else None
+            keep = {record.extra.get(FILE)} if record else set(names)
         for name in names:
             if name not in keep:
                 (folder / QUARANTINE).remove(name)
 
 
-def _by_part(names: Iterable[str]) -> list[tuple[int, list[str]]]:
-    found: dict[int, list[str]] = {}
-    for name in names:
+def _named(folder: Folder) -> Iterator[tuple[int, str]]:
+    """The files in quarantine with the parts that they are of; unfinished ones are of none, -1."""
+    for name in (folder / QUARANTINE).scan():
         number = name.removeprefix("part-").partition(".")[0]
         if name.startswith("part-") and name.endswith(".jsonl") and number.isdecimal():
-            found.setdefault(int(number), []).append(name)
-    return sorted(found.items())
+            yield int(number), name
+        elif is_temporary(name):
+            yield -1, name
 
 
 def _of_part(name: str, part: int) -> bool:

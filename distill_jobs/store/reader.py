@@ -165,7 +165,7 @@ def read_manifest(folder: Folder, plan: StorePlan, cold: bool = False) -> dict[s
         manifest = folder.read_json(MANIFEST)
     except FileError as error:
         raise StoreError(str(error)) from None
-    names = ("parts", "rows", "tokens", "bytes")
+    names = ("parts", "rows", "tokens", "bytes", "quarantined")
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(name), int) for name in names):
         raise StoreError(f"{folder}/{MANIFEST} is not a valid manifest of a logit store; run capture again")
     if manifest.get(SEAL) != seal(manifest):
@@ -191,8 +191,11 @@ def open_parts(
     if sha256(folder / PARTS, MANIFEST) != manifest.get("table_sha256"):
         raise StoreError(f"{folder}/{PARTS}/{MANIFEST} is not the file that was written; run capture again")
     table = TableReader(folder / PARTS, StoreError, cache=cache, verify=verify)
-    if table.parts != plan.parts or table.rows != manifest["rows"]:
-        raise StoreError(f"{folder}: manifest, plan and parts disagree about rows or parts; capture again")
+    counted = (table.parts, table.rows, int(table.part_quarantined.sum()))
+    if counted != (plan.parts, manifest["rows"], manifest["quarantined"]):
+        raise StoreError(
+            f"{folder}: manifest, plan and parts disagree about rows, parts or the quarantine; capture again"
+        )
     if table.rows:
         _check_schema(table.schema, plan, folder)
     return table

@@ -1,55 +1,58 @@
 """Everything that a logit store promises, checked. Each broken promise is one sentence; damage never crashes this."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from cluster.errors import FileError
-from cluster.files import Folder, sha256
+from cluster.files import Folder, json_bytes, sha256
 from distill_jobs.data.batch import IGNORED, next_tokens
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import MANIFEST, PartRecord, read_record
-from distill_jobs.errors import DataError, StoreError
+from distill_jobs.errors import DataError, ModelError, StoreError
+from distill_jobs.models.files import model_digest
 from distill_jobs.store.check import check_signal
-from distill_jobs.store.plan import PARTS, SPLIT, StorePlan
+from distill_jobs.store.coverage import uncovered
+from distill_jobs.store.plan import PARTS, PLAN, SPLIT, StorePlan
+from distill_jobs.store.quarantine import read_quarantine
 from distill_jobs.store.reader import LogitStore, as_tensor, open_parts, read_manifest
 from distill_jobs.store.writer import PREFIX, contract
 
 _POSITIONS_AT_ONCE = 1 << 14
 
 
-def verify(folder: Folder, data: Folder | None = None) -> list[str]:
+def verify(folder: Folder, data: Folder | None = None, teacher: Folder | None = None) -> list[str]:
     """Check a whole store; an empty list means that all is well.
 
-    Checked are: plan and manifest (present, valid, sealed, of one another), a commit record for every planned part that
-    agrees with both and was made from the data's part where ``data`` is given, each file's size and SHA-256, the
-    schema, and every row of the data there, in its place, once. Then the values: finite, class ids and gold ranks in
-    range, no class twice in a head, no draw that the head holds, all draws counted, the gold class as likely as the
-    head has it, and probabilities that add up to one.
+    Checked are: plan and manifests (present, valid, sealed, in the very form in which they were written, of one
+    another), a sealed commit record for every planned part that agrees with them and was made from the data's part
+    where ``data`` is given, size and SHA-256 of each part and of each file of the quarantine, and the schema. Every row
+    of the data is in one part, in its place, or in the quarantine with its reason: none in both, twice or nowhere.
+    Then the values: finite, class ids and gold ranks in range, no class twice in a head, no draw that the head holds,
+    all draws counted, the gold class as likely as the head has it, and probabilities that add up to one.
+
+    Args:
+        data: what the store was made from. Without them the plan's facts and the ids themselves tell what there was.
+        teacher: the model's folder, to see whether the store is of this teacher.
     """
     try:
         plan = StorePlan.load(folder)
         manifest = read_manifest(folder, plan)
-    except (StoreError, FileError) as error:
-        return [str(error)]
-    expected = contract(plan)
-    found = [
-        f"{folder}/{MANIFEST} says {name} {manifest.get(name)!r}, but by the plan it is {value!r}"
-        for name, value in expected.items()
-        if manifest.get(name) != value
-    ]
-    try:
         table = open_parts(folder, plan, manifest)
+        found = [*_of_one_another(folder, plan, manifest), *_counts(plan, manifest)]
+        if teacher is not None and model_digest(teacher) != plan.teacher:
+            found.append(f"the store was made by another teacher than the one in {teacher}")
         source, problem = _source(plan, table, data)
         found += [problem] if problem else []
-        found += _records(folder / PARTS, plan, manifest, table, source)
+        found += _records(folder, plan, manifest, table, source)
         # What lies in files that are not the ones written needs no reading.
         return found or [*_rows(folder, plan, table, source)]
-    except (StoreError, DataError, FileError) as error:
-        return [*found, str(error)]
+    except (StoreError, DataError, FileError, ModelError) as error:
+        return [str(error)]
 
 
 def labels_of(columns: dict[str, np.ndarray], facts: DataFacts) -> torch.Tensor:
@@ -60,6 +63,23 @@ def labels_of(columns: dict[str, np.ndarray], facts: DataFacts) -> torch.Tensor:
     return torch.from_numpy(columns["label"].astype(np.int64))[:, None]
 
 
+def _of_one_another(folder: Folder, plan: StorePlan, manifest: dict[str, Any]) -> Iterator[str]:
+    for name, value in contract(plan).items():
+        if manifest.get(name) != value:
+            yield f"{folder}/{MANIFEST} says {name} {manifest.get(name)!r}, but by the plan it is {value!r}"
+    for name, values in ((PLAN, asdict(plan)), (MANIFEST, manifest)):
+        # The digests are of values: what changes only how these are written is seen by the bytes alone.
+        if folder.read(name) != json_bytes(values):
+            yield f"{folder}/{name} is not, to the byte, the file that was written"
+
+
+def _counts(plan: StorePlan, manifest: dict[str, Any]) -> Iterator[str]:
+    rows = plan.make_facts().splits.get(SPLIT, {}).get("rows")
+    held = manifest["rows"] + manifest["quarantined"]
+    if rows != held:
+        yield f"the plan is of data with {rows} rows, but {held} are in the store or in the quarantine"
+
+
 def _source(plan: StorePlan, table: TableReader, data: Folder | None) -> tuple[TableReader | None, str | None]:
     """The data's training split, or what is wrong with it."""
     if data is None:
@@ -67,35 +87,40 @@ def _source(plan: StorePlan, table: TableReader, data: Folder | None) -> tuple[T
     if DataFacts.load(data).fingerprint != plan.data_fingerprint:
         return None, f"the store was made from other data than {data}: the fingerprints differ"
     source = TableReader(data / SPLIT, error=StoreError)
-    if source.facts["part_rows"] != table.facts["part_rows"]:
+    if not np.array_equal(source.part_rows, table.part_rows + table.part_quarantined):
         return None, f"{data} and the store don't hold the same number of rows in every part"
     return source, None
 
 
 def _records(
-    parts: Folder, plan: StorePlan, manifest: dict[str, Any], table: TableReader, source: TableReader | None
+    folder: Folder, plan: StorePlan, manifest: dict[str, Any], table: TableReader, source: TableReader | None
 ) -> Iterator[str]:
-    if table.parts != plan.parts:
-        yield f"the plan has {plan.parts} parts, but {parts}/{MANIFEST} lists {table.parts}"
-        return
-    records: list[PartRecord] = []
+    parts, whole = folder / PARTS, True
+    totals = dict.fromkeys(("rows", "tokens", "bytes", "quarantined"), 0)
     for part in range(plan.parts):
         try:
             record = read_record(parts, part)
-        except (DataError, FileError) as error:
+            if record is None:
+                raise StoreError(f"part {part} has no commit record in {parts}")
+        except (StoreError, DataError, FileError) as error:
+            whole = False
             yield str(error)
             continue
-        if record is None:
-            yield f"part {part} has no commit record in {parts}"
-            continue
-        records.append(record)
+        for name in totals:
+            totals[name] += getattr(record, name)
         yield from _made_from(plan, part, record, source)
         yield from _file(parts, part, record, table)
-    if len(records) == plan.parts:
-        for name in ("rows", "tokens", "bytes"):
-            total = sum(getattr(record, name) for record in records)
-            if total != manifest[name]:
-                yield f"the manifest counts {manifest[name]} {name}, but the parts add up to {total}"
+        yield from _quarantine(folder, record)
+    for name, total in totals.items():
+        if whole and total != manifest[name]:
+            yield f"the manifest counts {manifest[name]} {name}, but the parts add up to {total}"
+
+
+def _quarantine(folder: Folder, record: PartRecord) -> Iterator[str]:
+    try:
+        read_quarantine(folder, record)
+    except StoreError as error:
+        yield str(error)
 
 
 def _made_from(plan: StorePlan, part: int, record: PartRecord, source: TableReader | None) -> Iterator[str]:
@@ -110,8 +135,9 @@ def _file(parts: Folder, part: int, record: PartRecord, table: TableReader) -> I
     if record.part != part:
         yield f"the commit record of part {part} speaks of part {record.part}"
     listed = [_listed(table, name, part) for name in ("part_files", "part_rows", "part_sha256")]
-    if listed != [record.file, record.rows, record.sha256]:
-        yield f"the manifest and the commit record of part {part} disagree about its file, rows or SHA-256"
+    listed.append(int(table.part_quarantined[part]))
+    if listed != [record.file, record.rows, record.sha256, record.quarantined]:
+        yield f"the manifest and the commit record of part {part} disagree about its file, rows, SHA-256 or quarantine"
     if record.file is None:
         return
     try:
@@ -129,6 +155,8 @@ def _listed(table: TableReader, name: str, part: int) -> Any:
 
 
 def _rows(folder: Folder, plan: StorePlan, table: TableReader, source: TableReader | None) -> Iterator[str]:
+    for part in range(table.parts):
+        yield from _covered(folder, part, table, source)
     if not table.rows:
         yield f"{folder} holds no rows"
         return
@@ -139,25 +167,23 @@ def _rows(folder: Folder, plan: StorePlan, table: TableReader, source: TableRead
     at_once = max(1, _POSITIONS_AT_ONCE // plan.positions_per_row)
     for part in range(table.parts):
         numbers = np.asarray(table.part_range(part), dtype=np.int64)
-        yield from _ids(part, table, source, numbers)
         for start in range(0, len(numbers), at_once):
             columns = table.take(numbers[start : start + at_once], wanted)
             for problem in _values(store, columns):
                 yield f"part {part}, rows {start} to {start + len(columns[wanted[0]]) - 1}: {problem}"
 
 
-def _ids(part: int, table: TableReader, source: TableReader | None, numbers: np.ndarray) -> Iterator[str]:
-    if not len(numbers):
-        return
-    ids = table.take(numbers, ["sample_id"])["sample_id"]
-    if len(np.unique(ids)) != len(ids):
-        yield f"part {part} holds a sample id twice"
-    elif np.any(ids >> 32 != part):
-        yield f"part {part} holds sample ids of another part"
-    elif np.any(np.diff(ids) != 1) or ids[0] & 0xFFFFFFFF:
-        yield f"part {part} does not hold its rows in the order of their sample ids, none missing"
-    if source is not None and not np.array_equal(ids, source.take(numbers, ["sample_id"])["sample_id"]):
-        yield f"part {part} does not hold the rows of the data's part {part} in their order"
+def _covered(folder: Folder, part: int, table: TableReader, source: TableReader | None) -> Iterator[str]:
+    ids, left_out = _ids(table, part), int(table.part_quarantined[part])
+    record = read_record(folder / PARTS, part) if left_out else None
+    quarantined = [row.sample_id for row in read_quarantine(folder, record)] if record else []
+    own = None if source is None else _ids(source, part)
+    yield from uncovered(part, ids, np.asarray(quarantined, dtype=np.int64), len(ids) + left_out, own)
+
+
+def _ids(table: TableReader, part: int) -> np.ndarray:
+    numbers = np.asarray(table.part_range(part), dtype=np.int64)
+    return table.take(numbers, ["sample_id"])["sample_id"] if len(numbers) else numbers
 
 
 def _values(store: LogitStore, columns: dict[str, np.ndarray]) -> Iterator[str]:

@@ -12,19 +12,20 @@ from torch import Tensor
 from cluster.errors import FileError
 from cluster.files import Folder, digest, sha256
 from cluster.meter import Usage
-from distill_jobs.data.table import MANIFEST, PartRecord, commit_manifest, commit_part, committed
-from distill_jobs.errors import StoreError
+from distill_jobs.data.commits import Commits
+from distill_jobs.data.table import MANIFEST, PartRecord, commit_part, record_name
+from distill_jobs.errors import DataError, StoreError
 from distill_jobs.store.codecs import Field, bytes_per_position
 from distill_jobs.store.plan import PARTS, PLAN, StorePlan, refuse_cold
-from distill_jobs.store.quarantine import FILE, QUARANTINE, Quarantined, write_quarantine
+from distill_jobs.store.quarantine import FILE, QUARANTINE, Quarantined, sweep, without_quarantine, write_quarantine
 
 PREFIX = "t."
 STAYS_IN_DATA = "pixels"
 SEAL = "digest"
 
 
-def start(folder: Folder, plan: StorePlan, data_sha256: Sequence[str] | None = None) -> dict[int, PartRecord]:
-    """Begin, go on with or grow a store: write the plan, and return the parts that need not be made.
+def start(folder: Folder, plan: StorePlan, data_sha256: Sequence[str] | None = None) -> Commits:
+    """Begin, go on with or grow a store: write the plan, and find the parts that need not be made.
 
     Those are the committed parts of the same contract whose part of the data has not changed. A store that was made
     under another plan loses its manifest here, so that it no longer counts as complete.
@@ -36,7 +37,14 @@ def start(folder: Folder, plan: StorePlan, data_sha256: Sequence[str] | None = N
     if not _same_plan(folder, plan):
         folder.remove(MANIFEST)
         plan.save(folder)
-    return committed(folder / PARTS, plan.parts, _inputs(plan, data_sha256))
+    commits = Commits.open(folder / PARTS, plan.parts, _inputs(plan, data_sha256))
+    lost = without_quarantine(folder, commits)
+    if not lost:
+        return commits
+    # Nothing tells any more which rows those are: the parts are made again.
+    for part in lost:
+        (folder / PARTS).remove(record_name(part))
+    return Commits.open(folder / PARTS, plan.parts, _inputs(plan, data_sha256))
 
 
 def write_part(
@@ -96,22 +104,25 @@ def write_part(
     return record
 
 
-def finish(folder: Folder, plan: StorePlan, data_sha256: Sequence[str] | None = None) -> dict[str, Any]:
-    """Declare the store complete: write its manifest and return it; ``data_sha256`` as for ``start``.
+def finish(folder: Folder, plan: StorePlan, commits: Commits) -> dict[str, Any]:
+    """Declare the store complete: sweep up what dead attempts left, write the manifests, and return the store's own.
+
+    Args:
+        commits: as ``start`` gave them, and with every part since added. No attempt may be running any more.
 
     Raises:
         StoreError: parts are missing.
     """
-    records = committed(folder / PARTS, plan.parts, _inputs(plan, data_sha256))
-    missing = [part for part in range(plan.parts) if part not in records]
-    if missing:
-        few = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        raise StoreError(f"{len(missing)} of {plan.parts} parts of {folder} are missing ({few}); capture again")
-    table = commit_manifest(folder / PARTS, records, rows_per_batch=plan.make_facts().rows_per_batch)
+    try:
+        table = commits.manifest(rows_per_batch=plan.make_facts().rows_per_batch)
+    except DataError as error:
+        raise StoreError(f"{error}; capture again") from None
+    sweep(folder, commits)
     manifest = {
         **contract(plan),
         "table_sha256": sha256(folder / PARTS, MANIFEST),
         **{name: table[name] for name in ("parts", "rows", "tokens", "bytes")},
+        "quarantined": commits.quarantined,
     }
     manifest[SEAL] = seal(manifest)
     folder.write_json(MANIFEST, manifest)
@@ -205,11 +216,14 @@ def _column(name: str, field: Field, target: dict[str, Tensor], rows: int, posit
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), positions * field.width)
 
 
-def _inputs(plan: StorePlan, data_sha256: Sequence[str] | None) -> list[str]:
-    shas = [""] * plan.parts if data_sha256 is None else data_sha256
-    if len(shas) != plan.parts:
-        raise StoreError(f"the plan has {plan.parts} parts, but the data beside it {len(shas)}; prepare the data again")
-    return [plan.part_inputs(sha) for sha in shas]
+def _inputs(plan: StorePlan, data_sha256: Sequence[str] | None) -> Callable[[int], str]:
+    if data_sha256 is None:
+        return lambda _: plan.part_inputs("")
+    if len(data_sha256) != plan.parts:
+        raise StoreError(
+            f"the plan has {plan.parts} parts, but the data beside it {len(data_sha256)}; prepare the data again"
+        )
+    return lambda part: plan.part_inputs(data_sha256[part])
 
 
 def _same_plan(folder: Folder, plan: StorePlan) -> bool:

@@ -21,9 +21,10 @@ import torch
 
 from cluster.files import Folder, sha256, store_folder
 from distill_jobs.data.cache import PartCache
+from distill_jobs.data.commits import Commits
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader, as_array
-from distill_jobs.data.table import MANIFEST, commit_manifest, commit_part, sample_id
+from distill_jobs.data.table import MANIFEST, commit_part, sample_id
 from distill_jobs.store.codecs.hybrid import HybridCodec
 from distill_jobs.store.plan import PARTS, StorePlan
 from distill_jobs.store.reader import LogitStore, as_tensor
@@ -51,22 +52,22 @@ def make_store(root: Folder, parts: int, rows: int, positions: int) -> Folder:
     facts = DataFacts(
         "causal_lm", "documents", "data", positions, vocabulary=CLASSES, pad_id=0, splits={"train": train}
     )
-    rng, records, data, folder = np.random.default_rng(0), {}, root / "data", root / "store"
+    rng, data, folder = np.random.default_rng(0), root / "data", root / "store"
     for part in range(parts):
         batches = [_row(part, row, positions, rng) for row in range(rows)]
-        records[part] = commit_part(data / "train", part, batches[0].schema, batches, inputs="")
-    commit_manifest(data / "train", records, rows_per_batch=1)
+        commit_part(data / "train", part, batches[0].schema, batches, inputs="")
+    Commits.open(data / "train", parts, "").manifest(rows_per_batch=1)
     facts.save(data)
     codec = HybridCodec(48, 16)
     torch.manual_seed(0)
     logits, gold = 3 * torch.randn(positions, CLASSES), torch.randint(0, CLASSES, (positions,))
     encoded = codec.encode(logits, gold, torch.rand(positions, dtype=torch.float64))
     plan = StorePlan.make(facts, codec, "teacher", CLASSES)
-    start(folder, plan)
+    commits = start(folder, plan)
     table = TableReader(data / "train")
     for part in range(parts):
-        write_part(folder, plan, part, table.batches(part), itertools.repeat(encoded, rows))
-    finish(folder, plan)
+        commits.add(write_part(folder, plan, part, table.batches(part), itertools.repeat(encoded, rows)))
+    finish(folder, plan, commits)
     return folder
 
 
@@ -195,7 +196,7 @@ def test_a_hundred_thousand_parts(tmp_path: Path) -> None:
     (folder / PARTS).write_json(MANIFEST, {**many, **totals})
     plan = dataclasses.replace(StorePlan.load(folder), parts=count)
     plan.save(folder)
-    manifest = {**contract(plan), "table_sha256": sha256(folder / PARTS, MANIFEST), **totals}
+    manifest = {**contract(plan), "table_sha256": sha256(folder / PARTS, MANIFEST), **totals, "quarantined": 0}
     folder.write_json(MANIFEST, {**manifest, SEAL: seal(manifest)})
     code = f"""
 import psutil, time, numpy as np

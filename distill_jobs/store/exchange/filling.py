@@ -14,7 +14,7 @@ import torch
 from cluster.files import Folder
 from cluster.meter import Meter
 from distill_jobs.data.packing import Document, Sequence, as_arrays, pack
-from distill_jobs.data.table import sample_id
+from distill_jobs.data.table import PartRecord, sample_id
 from distill_jobs.data.tokenizer import TokenizerFacts
 from distill_jobs.errors import DataError
 from distill_jobs.store.codecs.topk import TopKCodec
@@ -123,7 +123,7 @@ class Work:
         return pack(documents, self.length)[0]
 
 
-def write_rows(work: Work, into: Folder, plan: StorePlan, part: int, run: Run, inputs: str) -> None:
+def write_rows(work: Work, into: Folder, plan: StorePlan, part: int, run: Run, inputs: str) -> PartRecord:
     with Meter() as meter:
         sequences = work.sequences(run)
         tokens, targets = _encoded(work, plan, run)
@@ -131,8 +131,7 @@ def write_rows(work: Work, into: Folder, plan: StorePlan, part: int, run: Run, i
         places, segments = as_arrays(sequences, work.length, len(tokens) - 1)
         batches = _rows(part, sequences, tokens[places], segments)
         columns = ({name: values[row] for name, values in targets.items()} for row in torch.from_numpy(places).long())
-        count = sum(sequence.tokens for sequence in sequences)
-        write_part(into, plan, part, batches, columns, data_sha256=inputs, tokens=count, usage=meter.read)
+        return write_part(into, plan, part, batches, columns, data_sha256=inputs, usage=meter.read)
 
 
 def _rows(part: int, sequences: list[Sequence], ids: np.ndarray, segments: np.ndarray) -> Iterator[pa.RecordBatch]:

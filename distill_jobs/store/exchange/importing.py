@@ -68,12 +68,12 @@ def import_store(
         teacher=f"{ORIGIN}:{layout.teacher}",
         outputs=work.padded,
     )
-    done = start(into, plan, inputs)
+    commits = start(into, plan, inputs)
     for part, run in enumerate(runs):
-        if part not in done:
-            write_rows(work, into, plan, part, run, inputs[part])
+        if part not in commits:
+            commits.add(write_rows(work, into, plan, part, run, inputs[part]))
         on_progress(part + 1, len(runs))
-    return finish(into, plan, inputs)
+    return finish(into, plan, commits)
 
 
 def survey(source: Source, known: tokenizer.TokenizerFacts) -> list[Run]:

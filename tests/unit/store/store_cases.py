@@ -1,6 +1,6 @@
 """Small stores of every kind of codec and task, made on the spot from random teachers."""
 
-import itertools
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from cluster.files import Folder
-from distill_jobs.data.batch import make_batch
+from distill_jobs.data.batch import batch_columns, make_batch
+from distill_jobs.data.commits import Commits
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader, as_array
-from distill_jobs.data.table import commit_manifest, commit_part, sample_id
+from distill_jobs.data.table import PartRecord, commit_part, sample_id
 from distill_jobs.store.codecs import Codec
 from distill_jobs.store.draws import uniforms
 from distill_jobs.store.plan import StorePlan
+from distill_jobs.store.quarantine import Quarantined
 from distill_jobs.store.writer import finish, start, write_part
 
 LENGTH, VOCABULARY, CLASSES = 8, 50, 5
@@ -51,39 +53,65 @@ def make_data(folder: Folder, facts: DataFacts, seed: int = 0) -> None:
     """A prepared ``data/`` with a training split of as many rows as ``facts`` says."""
     rng = np.random.default_rng(seed)
     train = facts.splits["train"]
-    records = {}
+    commits = Commits.open(folder / "train", train["parts"], "x")
     for part in range(train["parts"]):
         rows = train["rows"] // train["parts"]
         whole = pa.RecordBatch.from_pydict(_columns(facts, part, rows, rng))
         size = facts.rows_per_batch
         batches = [whole.slice(i, size) for i in range(0, rows, size)]
-        records[part] = commit_part(folder / "train", part, whole.schema, batches, inputs="x")
-    commit_manifest(folder / "train", records, rows_per_batch=facts.rows_per_batch)
+        commits.add(commit_part(folder / "train", part, whole.schema, batches, inputs="x"))
+    commits.manifest(rows_per_batch=facts.rows_per_batch)
     facts.save(folder)
 
 
-def make_store(folder: Folder, facts: DataFacts, data: Folder, codec: Codec, seed: int = 0) -> dict[int, Tensor]:
-    """A complete store over ``data``; returns the teacher's logits [rows · positions, targets] of each part."""
+def make_store(
+    folder: Folder, facts: DataFacts, data: Folder, codec: Codec, seed: int = 0, without: Collection[int] = ()
+) -> dict[int, Tensor]:
+    """A complete store over ``data``; returns the teacher's logits [rows · positions, targets] of each part.
+
+    Args:
+        without: sample ids of rows that go into the quarantine.
+    """
     torch.manual_seed(seed)
     plan = StorePlan.make(facts, codec, teacher="teacher-1", outputs=facts.targets + 3)
     table = TableReader(data / "train")
     shas = table.facts["part_sha256"]
-    start(folder, plan, shas)
+    commits = start(folder, plan, shas)
     made = {}
     for part in range(plan.parts):
         batches = list(table.batches(part))
         logits = [3 * torch.randn(b.num_rows * facts.positions_per_row, facts.targets) for b in batches]
-        starts = np.cumsum([0, *(b.num_rows for b in batches)]) + table.part_range(part).start
-        labels = [
-            make_batch(table.take(np.arange(a, b)), facts).labels.flatten() for a, b in itertools.pairwise(starts)
-        ]
-        ids = [torch.from_numpy(as_array(b.column("sample_id")).copy()) for b in batches]
-        chances = [uniforms(plan.seed, some, facts.positions_per_row) for some in ids]
-        encoded = (codec.encode(z, y, u) for z, y, u in zip(logits, labels, chances, strict=True))
-        write_part(folder, plan, part, batches, encoded, data_sha256=shas[part])
         made[part] = torch.cat(logits)
-    finish(folder, plan, shas)
+        commits.add(write(folder, plan, part, batches, logits, shas[part], without))
+    finish(folder, plan, commits)
     return made
+
+
+def write(
+    folder: Folder,
+    plan: StorePlan,
+    part: int,
+    batches: Sequence[pa.RecordBatch],
+    logits: Sequence[Tensor],
+    data_sha256: str,
+    without: Collection[int] = (),
+) -> PartRecord:
+    """Write one part as a capture does: the rows that are kept, and those of ``without`` into the quarantine."""
+    facts, codec = plan.make_facts(), plan.make_codec()
+    kept, encoded, out = [], [], []
+    for batch, said in zip(batches, logits, strict=True):
+        ids = np.asarray(batch.column("sample_id"))
+        keep = ~np.isin(ids, list(without))
+        sources = batch.column("source").to_pylist()
+        out += [Quarantined(i, sources[n], "said NaN") for n, i in enumerate(ids.tolist()) if not keep[n]]
+        if keep.any():
+            kept.append(batch.filter(pa.array(keep)))
+            columns = {name: as_array(batch.column(name))[keep] for name in batch_columns(facts)}
+            labels = make_batch(columns, facts).labels.flatten()
+            chances = uniforms(plan.seed, torch.from_numpy(columns["sample_id"]), facts.positions_per_row)
+            positions = np.repeat(keep, facts.positions_per_row)
+            encoded.append(codec.encode(said[torch.from_numpy(positions)], labels, chances))
+    return write_part(folder, plan, part, kept, encoded, data_sha256=data_sha256, quarantined=lambda: out)
 
 
 def _columns(facts: DataFacts, part: int, rows: int, rng: np.random.Generator) -> dict[str, pa.Array]:

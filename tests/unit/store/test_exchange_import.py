@@ -220,7 +220,7 @@ def test_it_goes_on_and_grows(tmp_path: Path, monkeypatch) -> None:
         if part == 1 and len(written) == 1:
             raise KeyboardInterrupt
         written.append(part)
-        write(work, into, plan, part, *rest)
+        return write(work, into, plan, part, *rest)
 
     monkeypatch.setattr(importing, "write_rows", stops)
     with pytest.raises(KeyboardInterrupt):

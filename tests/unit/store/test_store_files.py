@@ -75,21 +75,23 @@ def test_parts_are_kept_on_resume_and_a_new_plan_starts_again(tmp_path: Path) ->
     folder, data, facts = Folder(str(tmp_path / "store")), Folder(str(tmp_path / "data")), lm_facts()
     make_data(data, facts)
     plan = StorePlan.make(facts, TopKCodec(4), "teacher-1", VOCABULARY)
-    assert start(folder, plan) == {}
+    assert start(folder, plan).missing().tolist() == [0, 1]
     table = TableReader(data / "train")
     batches = list(table.batches(0))
     gold = make_batch(table.take(np.arange(3)), facts).labels.reshape(3, LENGTH)
     targets = [plan.make_codec().encode(torch.randn(LENGTH, VOCABULARY), labels) for labels in gold]
-    record = write_part(folder, plan, 0, batches, targets, tokens=18)
-    assert list(start(folder, plan)) == [0] and record.tokens == 18
+    record = write_part(folder, plan, 0, batches, targets)
+    commits = start(folder, plan)
+    assert commits.missing().tolist() == [1] and record.tokens == 18
     with pytest.raises(StoreError, match=r"1 of 2 parts .* missing \(1\)"):
-        finish(folder, plan)
+        finish(folder, plan, commits)
     with pytest.raises(StoreError, match="not complete"):
         LogitStore.open(folder)
-    write_part(folder, plan, 1, [], [])
-    assert finish(folder, plan)["rows"] == 3
-    assert LogitStore.open(folder).rows == 3 and verify(folder) == []
-    assert start(folder, dataclasses.replace(plan, teacher="teacher-2")) == {}
+    commits.add(write_part(folder, plan, 1, [], []))
+    assert finish(folder, plan, commits)["rows"] == 3
+    assert LogitStore.open(folder).rows == 3
+    assert verify(folder) == ["the plan is of data with 6 rows, but 3 are in the store or in the quarantine"]
+    assert len(start(folder, dataclasses.replace(plan, teacher="teacher-2"))) == 0
     assert not folder.exists("manifest.json")
 
 
@@ -132,9 +134,10 @@ def test_plans_that_are_refused(tmp_path: Path) -> None:
     assert StorePlan.load(folder) == plan
     good = folder.read_json("plan.json")
     for change, message in [
-        ({"schema_version": 1}, "reads 2: capture again"),
-        ({"schema_version": 3}, "reads 2: upgrade distill-jobs"),
-        ({"schema_version": "2"}, "not a valid plan"),
+        ({"schema_version": 1}, "reads 3: capture again"),
+        ({"schema_version": 2}, "reads 3: capture again"),
+        ({"schema_version": 4}, "reads 3: upgrade distill-jobs"),
+        ({"schema_version": "3"}, "not a valid plan"),
         ({"seed": -1}, "not a valid plan"),
         ({"codec": {"name": "zip"}}, "does not know"),
         ({"vocabulary": {"real": 9, "padded": 9}}, "not a valid plan"),
