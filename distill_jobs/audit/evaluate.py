@@ -12,8 +12,8 @@ from cluster.session import Session
 from cluster.shards import Crew, map_shards
 from distill_jobs.audit.score import ScoreTask, ScoreWorker
 from distill_jobs.audit.summary import Scores, summarise
+from distill_jobs.data.commits import Commits
 from distill_jobs.data.facts import DataFacts
-from distill_jobs.data.table import PartRecord, commit_manifest, committed
 from distill_jobs.errors import DataError, DistillError
 from distill_jobs.spec import Job
 
@@ -37,10 +37,10 @@ def evaluate(
         raise DataError("the test split holds no rows to evaluate on; give data.test a share or files of its own")
     out, spec = workdir / "evaluation", job.capture
     inputs = digest([facts.fingerprint, {name: str(folder) for name, folder in models.items()}, _weights(models)])
-    done = committed(out, parts, inputs)
+    commits = Commits.open(out, parts, inputs)
     timed = _one_of_each(models)
     shards: list[tuple[str, Any]] = [("speed", name) for name in timed]
-    shards += [("part", part) for part in range(parts) if part not in done]
+    shards += [("part", part) for part in commits.missing().tolist()]
     speeds: dict[str, dict[str, Any]] = {}
     finished = 0
 
@@ -65,9 +65,9 @@ def evaluate(
     # One actor: timings taken beside busy neighbours would say more about these than about the model.
     crew = Crew(lambda: ScoreWorker(task), cpus=spec.cpus_per_actor, gpus=spec.gpus_per_actor)
     report = map_shards(session, crew, shards, on_result, retries=spec.retries, fatal=(DistillError,), what="evaluate")
-    records = committed(out, parts, inputs)
-    commit_manifest(out, records, inputs=inputs)
-    evaluation = summarise(job.task, _read(out, records), speeds, facts.slices)
+    commits = Commits.open(out, parts, inputs)
+    commits.manifest(inputs=inputs)
+    evaluation = summarise(job.task, _read(commits), speeds, facts.slices)
     workdir.write_json(EVALUATION, evaluation)
     read = Usage(rows=evaluation["rows"], tokens=evaluation["tokens"])
     return evaluation, report.usage + read
@@ -82,12 +82,11 @@ def _weights(models: dict[str, Folder]) -> list[Any]:
     return [folder.read_json("serving.json")["digest"] for folder in models.values()]
 
 
-def _read(out: Folder, records: dict[int, PartRecord]) -> Scores:
+def _read(commits: Commits) -> Scores:
     tables = []
-    for part in sorted(records):
-        name = records[part].file
+    for name in map(commits.file, range(commits.parts)):
         if name is not None:
-            with out.open(name) as stream:
+            with commits.folder.open(name) as stream:
                 tables.append(pa.ipc.open_file(stream).read_all())
     whole = pa.concat_tables(tables)
     return {name: np.asarray(whole[name].to_numpy(zero_copy_only=False)) for name in whole.column_names}

@@ -49,7 +49,7 @@ def prepare_sample(job: Job, folder: Folder) -> Sizes:
     worker = PrepareWorker(work)
     for some in first.values():
         deque(map(worker.run, some), maxlen=0)
-    facts = finish(small, work, first)
+    facts, _ = finish(small, work, first)
     seconds = time.perf_counter() - started
     every, sampled = ({group: sum(shard.rows for shard in some) for group, some in s.items()} for s in (shards, first))
     rows_of = {group: facts.splits[group]["rows"] * every[group] / sampled[group] for group in shards}

@@ -6,18 +6,21 @@ is the same whatever the number of actors, and a run that was killed goes on wit
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from cluster.files import Folder, digest
 from cluster.meter import Meter, Usage
 from cluster.session import Session
 from cluster.shards import Crew, Worker, map_shards
 from distill_jobs.data import tokenizer
+from distill_jobs.data.commits import Commits
 from distill_jobs.data.encoder import Encoder, Tally
 from distill_jobs.data.facts import SPLITS, DataFacts
 from distill_jobs.data.rows import check_columns
 from distill_jobs.data.sources import Range, Survey, ranges, save_survey, survey
-from distill_jobs.data.table import MANIFEST, PartRecord, commit_manifest, committed
+from distill_jobs.data.table import MANIFEST, PartRecord
 from distill_jobs.data.values import sorted_classes, text_of
 from distill_jobs.data.workers import (
     FIT,
@@ -28,7 +31,6 @@ from distill_jobs.data.workers import (
     fit_name,
     needed_columns,
     text_column,
-    total_dropped,
 )
 from distill_jobs.errors import DataError, DistillError
 from distill_jobs.spec import Job
@@ -65,10 +67,9 @@ def prepare(job: Job, session: Session, workdir: Folder, on_progress: Progress) 
         work = fitted(job, work, len(shards["train"]))
     usage += passes.cut(work, shards)
     with Meter() as meter:
-        facts = finish(job, work, shards)
+        facts, written = finish(job, work, shards)
     usage += meter.usage
     rows, tokens = (sum(split[what] for split in facts.splits.values()) for what in ("rows", "tokens"))
-    written = sum(record.bytes for name in SPLITS for record in _records(work, name, facts.splits[name]["parts"]))
     return facts, dataclasses.replace(usage, rows=rows, tokens=tokens, bytes_written=written)
 
 
@@ -115,26 +116,29 @@ def fitted(job: Job, work: Work, count: int) -> Work:
     return dataclasses.replace(work, classes=classes)
 
 
-def finish(job: Job, work: Work, shards: Shards) -> DataFacts:
-    """Write the three splits' manifests and then the data's own, which declares them complete."""
+def finish(job: Job, work: Work, shards: Shards) -> tuple[DataFacts, int]:
+    """Write the three splits' manifests and then the data's own, which declares them complete.
+
+    Returns:
+        the data's facts, and the bytes of all parts.
+    """
     splits: dict[str, dict[str, int]] = {}
-    every: list[PartRecord] = []
+    dropped, size = Counter[str](), 0
     facts = _facts(job, work)
     for name in SPLITS:
         parts = len(shards.get(name, shards["train"]))
-        records = _records(work, name, parts)
-        assert len(records) == parts, f"{name} lacks parts"
-        rows = sum(record.rows for record in records)
-        if not rows and getattr(job.data, name) != 0.0:
+        commits = Commits.open(work.folder / name, parts, work.inputs)
+        if not commits.rows and getattr(job.data, name) != 0.0:
             raise _nothing_left(name)
-        kept = {record.part: record for record in records}
-        made = commit_manifest(work.folder / name, kept, rows_per_batch=facts.rows_per_batch, inputs=work.inputs)
-        splits[name] = {"rows": rows, "tokens": made["tokens"], "parts": parts}
-        every += records
-    facts = dataclasses.replace(facts, splits=splits, dropped=total_dropped(every))
+        for record in commits.records():
+            dropped.update(record.extra.get("dropped", {}))
+        commits.manifest(rows_per_batch=facts.rows_per_batch, inputs=work.inputs)
+        splits[name] = {"rows": commits.rows, "tokens": commits.tokens, "parts": parts}
+        size += commits.bytes
+    facts = dataclasses.replace(facts, splits=splits, dropped=dict(dropped))
     facts.save(work.folder)
     (work.folder / FIT).clear()
-    return facts
+    return facts, size
 
 
 class _Passes:
@@ -150,28 +154,45 @@ class _Passes:
         there = set(folder.names(".json"))
         names = {shard.number: fit_name(shard.number) for shard in shards}
         done = {n for n, name in names.items() if name in there and folder.read_json(name)["inputs"] == work.inputs}
-        return self._run(functools.partial(FitWorker, work), shards, lambda shard: shard.number in done)
+        return self._run(functools.partial(FitWorker, work), shards, lambda shard: shard.number in done, lambda _: None)
 
     def cut(self, work: Work, shards: Shards) -> Usage:
         every = [shard for group in shards.values() for shard in group]
-        done: dict[str, set[int]] = {}
+        commits: dict[str, Commits] = {}
         for group, some in shards.items():
-            splits = [set(committed(work.folder / s, len(some), work.inputs)) for s in work.splits(group)]
-            done[group] = set.intersection(*splits)
-        make = functools.partial(PrepareWorker, work)
-        return self._run(make, every, lambda shard: shard.number in done[shard.group])
+            commits |= {s: Commits.open(work.folder / s, len(some), work.inputs) for s in work.splits(group)}
 
-    def _run(self, make: Callable[[], Worker], shards: list[Range], is_done: Callable[[Range], bool]) -> Usage:
+        def is_done(shard: Range) -> bool:
+            return all(shard.number in commits[split] for split in work.splits(shard.group))
+
+        def on_result(records: dict[str, PartRecord]) -> None:
+            for split, record in records.items():
+                commits[split].add(record)
+
+        return self._run(functools.partial(PrepareWorker, work), every, is_done, on_result)
+
+    def _run(
+        self,
+        make: Callable[[], Worker],
+        shards: list[Range],
+        is_done: Callable[[Range], bool],
+        on_result: Callable[[Any], None],
+    ) -> Usage:
         left = [shard for shard in shards if not is_done(shard)]
         self._advance(sum(shard.rows for shard in shards) - sum(shard.rows for shard in left))
         if not left:
             return Usage()
         data = self._job.data
+
+        def on_shard(shard: Range, result: Any) -> None:
+            on_result(result)
+            self._advance(shard.rows)
+
         report = map_shards(
             self._session,
             Crew(make, most=data.actors, least=data.actors, cpus=data.cpus_per_actor),
             left,
-            lambda shard, _: self._advance(shard.rows),
+            on_shard,
             fatal=(DistillError,),
             what="prepare",
         )
@@ -243,11 +264,6 @@ def _facts(job: Job, work: Work) -> DataFacts:
         slices=job.data.slices,
         reads=features.model_dump(mode="json", exclude={"tokenizer"}),
     )
-
-
-def _records(work: Work, split: str, parts: int) -> list[PartRecord]:
-    found = committed(work.folder / split, parts, work.inputs)
-    return [found[part] for part in sorted(found)]
 
 
 def _nothing_left(split: str) -> DataError:

@@ -12,14 +12,13 @@ A *row* is one sample: a packed sequence, or one row of a classification table. 
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from cluster.commit import hashed
-from cluster.errors import FileError
 from cluster.files import Folder, digest, json_bytes
 from cluster.meter import Usage, writer_name
 from distill_jobs.errors import DataError
@@ -188,51 +187,3 @@ def _commit(folder: Folder, record: PartRecord) -> PartRecord:
         folder.write_json(record_name(record.part), sealed)
     # Where two could write at the same moment, the record that stayed decides whose part counts.
     return adopted(folder, record.part, record.inputs) or record
-
-
-def committed(folder: Folder, parts: int, inputs: str | Sequence[str]) -> dict[int, PartRecord]:
-    """The committed parts among ``range(parts)`` that were made from ``inputs``: what a resumed stage may skip.
-
-    ``inputs`` is one digest for all parts, or one for each. A record that can't be read counts as absent: its part is
-    made again.
-    """
-    # Listed once: asking for each file would cost an object store two requests a part.
-    there = set(folder.names())
-    found: dict[int, PartRecord] = {}
-    for part in range(parts):
-        if record_name(part) not in there:
-            continue
-        try:
-            record = read_record(folder, part)
-        except (DataError, FileError):
-            continue
-        wanted = inputs if isinstance(inputs, str) else inputs[part]
-        if (
-            record is not None
-            and record.part == part
-            and record.inputs == wanted
-            and (record.file is None or record.file in there)
-        ):
-            found[part] = record
-    return found
-
-
-def commit_manifest(folder: Folder, records: dict[int, PartRecord], **facts: Any) -> dict[str, Any]:
-    """Sweep the files of dead attempts, then write the manifest: totals, ``facts``, and what each part holds."""
-    keep = {r.file for r in records.values()} | {record_name(p) for p in records}
-    for name in folder.names():
-        if name.startswith("part-") and name not in keep:
-            folder.remove(name)
-    ordered = [records[part] for part in sorted(records)]
-    manifest = {
-        **facts,
-        "parts": len(ordered),
-        "rows": sum(r.rows for r in ordered),
-        "tokens": sum(r.tokens for r in ordered),
-        "bytes": sum(r.bytes for r in ordered),
-        "part_rows": [r.rows for r in ordered],
-        "part_sha256": [r.sha256 for r in ordered],
-        "part_files": [r.file for r in ordered],
-    }
-    folder.write_json(MANIFEST, manifest)
-    return manifest

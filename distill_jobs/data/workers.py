@@ -1,7 +1,6 @@
 """What an actor does to one range of the user's rows, in the two passes of preparing: fit, then cut into parts."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -163,11 +162,3 @@ def _batches(table: pa.Table, size: int) -> Iterator[pa.RecordBatch]:
     whole = table.combine_chunks()
     for start in range(0, whole.num_rows, size):
         yield from whole.slice(start, size).to_batches()
-
-
-def total_dropped(records: list[PartRecord]) -> dict[str, int]:
-    """What all parts dropped, by reason."""
-    total: Counter[str] = Counter()
-    for record in records:
-        total.update(record.extra.get("dropped", {}))
-    return dict(total)

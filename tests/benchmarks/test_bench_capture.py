@@ -16,8 +16,9 @@ import torch
 from cluster.files import Folder
 from distill_jobs.capture.worker import CaptureTask, CaptureWorker
 from distill_jobs.data.batch import make_batch
+from distill_jobs.data.commits import Commits
 from distill_jobs.data.facts import DataFacts
-from distill_jobs.data.table import commit_manifest, commit_part, sample_id
+from distill_jobs.data.table import commit_part, sample_id
 from distill_jobs.models.build import build_model
 from distill_jobs.models.files import save_model
 from distill_jobs.spec import Model
@@ -65,8 +66,8 @@ def make_job(folder: Folder, shape: dict[str, int]) -> CaptureTask:
         )
         for row in range(ROWS)
     ]
-    record = commit_part(folder / "data" / "train", 0, schema, batches, inputs="benchmark", tokens=ROWS * LENGTH)
-    commit_manifest(folder / "data" / "train", {0: record}, rows_per_batch=1)
+    commit_part(folder / "data" / "train", 0, schema, batches, inputs="benchmark", tokens=ROWS * LENGTH)
+    Commits.open(folder / "data" / "train", 1, "benchmark").manifest(rows_per_batch=1)
     facts.save(folder / "data")
     teacher = build_model(Model(config={"model_type": "llama", "tie_word_embeddings": True, **shape}), facts, seed=0)
     save_model(teacher, folder / "teacher", facts, folder / "data")

@@ -45,7 +45,7 @@ def prepare_here(job: Job) -> DataFacts:
     for group in shards.values():
         for shard in group:
             cutter.run(shard)
-    return stage.finish(job, work, shards)
+    return stage.finish(job, work, shards)[0]
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.files import Folder
+from distill_jobs.data.commits import Commits
 from distill_jobs.data.reader import TableReader
-from distill_jobs.data.table import commit_manifest, commit_part, sample_id
+from distill_jobs.data.table import commit_part, sample_id
 from distill_jobs.errors import DataError
 
 SCHEMA = pa.schema(
@@ -49,13 +50,13 @@ def rows_of(part: int, rows: int) -> pa.RecordBatch:
 
 
 def make_table(folder: Folder, per_batch: int, part_rows: tuple[int, ...] = (5, 0, 3)) -> pa.Table:
-    records, whole = {}, []
+    whole = []
     for part, rows in enumerate(part_rows):
         batch = rows_of(part, rows)
         pieces = [batch.slice(at, per_batch) for at in range(0, rows, per_batch)]
-        records[part] = commit_part(folder, part, SCHEMA, pieces, inputs="x")
+        commit_part(folder, part, SCHEMA, pieces, inputs="x")
         whole.append(batch)
-    commit_manifest(folder, records, rows_per_batch=per_batch)
+    Commits.open(folder, len(part_rows), "x").manifest(rows_per_batch=per_batch)
     return pa.Table.from_batches(whole)
 
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.files import Folder
+from distill_jobs.data.commits import Commits
 from distill_jobs.data.reader import TableReader
-from distill_jobs.data.table import commit_manifest, commit_part
+from distill_jobs.data.table import commit_part
 from distill_jobs.errors import StoreError
 
 PART_ROWS = [5, 0, 3, 4]
@@ -18,15 +19,15 @@ PART_ROWS = [5, 0, 3, 4]
 def table(tmp_path_factory):
     folder = Folder(str(tmp_path_factory.mktemp("table")))
     schema = pa.schema([("n", pa.int64()), ("name", pa.string()), ("wide", pa.list_(pa.float16(), 3))])
-    records, start = {}, 0
+    start = 0
     for part, rows in enumerate(PART_ROWS):
         n = np.arange(start, start + rows)
         wide = pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(n, 3).astype(np.float16)), 3)
         whole = pa.record_batch([pa.array(n), pa.array([f"row {i}" for i in n]), wide], schema=schema)
         batches = [whole.slice(at, 2) for at in range(0, rows, 2)]
-        records[part] = commit_part(folder, part, schema, batches, inputs="x")
+        commit_part(folder, part, schema, batches, inputs="x")
         start += rows
-    commit_manifest(folder, records, rows_per_batch=2)
+    Commits.open(folder, len(PART_ROWS), "x").manifest(rows_per_batch=2)
     return folder
 
 
