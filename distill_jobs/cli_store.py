@@ -25,18 +25,30 @@ def inspect_store(
 def verify_store(
     path: Path,
 ) -> None:
-    """Check everything a store promises; name each violation and exit with 1 if there is one."""
+    """Check everything a store promises; name each violation and exit with 1 if there is one.
+
+    The data and the teacher beside the store are asked where they are there.
+    """
     from cluster.files import Folder
+    from distill_jobs.models.files import SERVING
+    from distill_jobs.store.plan import StorePlan
+    from distill_jobs.store.reader import read_manifest
     from distill_jobs.store.verify import verify
 
-    data = Folder(f"{path.rstrip('/')}/../data")
-    violations = verify(Folder(path), data if data.exists("manifest.json") else None)
+    folder, beside = Folder(path), Folder(f"{path.rstrip('/')}/..")
+    data, teacher = beside / "data", beside / "teacher" / "model"
+    with_data = data.exists("manifest.json")
+    violations = verify(folder, data if with_data else None, teacher if teacher.exists(SERVING) else None)
     for violation in violations:
         typer.echo(violation)
     if violations:
         typer.echo(f"{len(violations)} violations in {path}")
         raise typer.Exit(1)
-    typer.echo(f"{path} is whole: every row there once, checksums, masses and fingerprints right")
+    manifest = read_manifest(folder, StorePlan.load(folder))
+    held, out = manifest["rows"], manifest["quarantined"]
+    against = "the data beside it" if with_data else "the ids' own ranges (no data beside it)"
+    typer.echo(f"{path} is whole, by {against}: of {held + out:,} rows {held:,} are there once, {out:,} in quarantine")
+    typer.echo("checksums, commit records, values, masses and fingerprints are right")
 
 
 @store.command("fidelity")

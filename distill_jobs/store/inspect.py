@@ -11,6 +11,7 @@ from distill_jobs.data.tokenizer import open_tokenizer
 from distill_jobs.errors import DistillError
 from distill_jobs.store.codecs import bytes_per_position
 from distill_jobs.store.plan import StorePlan
+from distill_jobs.store.quarantine import QUARANTINE, few_of
 from distill_jobs.store.reader import LogitStore, open_parts, read_manifest
 from distill_jobs.store.signal import TeacherSignal
 from distill_jobs.store.verify import labels_of
@@ -19,6 +20,7 @@ from distill_jobs.store.writer import PREFIX
 _ROWS = 256
 _POSITIONS = 20_000
 _SHOWN = 4
+_REASONS = 5
 
 
 def describe(folder: Folder, samples: int = 3, data: Folder | None = None) -> dict[str, Any]:
@@ -44,6 +46,8 @@ def describe(folder: Folder, samples: int = 3, data: Folder | None = None) -> di
         "padded": plan.vocabulary["padded"],
         "parts": plan.parts,
         "rows": table.rows,
+        "quarantined": manifest["quarantined"],
+        "quarantine": few_of(folder, table.part_quarantined, _REASONS),
         "tokens": manifest["tokens"],
         "bytes": manifest["bytes"],
         "codec": plan.codec,
@@ -80,6 +84,7 @@ def render(page: dict[str, Any]) -> str:
         f"teacher       {page['teacher']}",
         f"data          {page['data']} ({page['task']})",
         f"rows          {page['rows']:,} in {page['parts']:,} parts, {page['tokens']:,} tokens",
+        *_quarantine_lines(page),
         f"classes       {page['classes']:,} (teacher's logits padded to {page['padded']:,})",
         f"codec         {page['codec']['name']}{f' ({codec})' if codec else ''}: {page['bytes_per_position']:,} bytes "
         f"a position; seed {page['seed']}",
@@ -100,6 +105,19 @@ def render(page: dict[str, Any]) -> str:
         ]
         lines += [line for sample in page["samples"] for line in _sample_lines(sample)]
     return "\n".join(lines)
+
+
+def _quarantine_lines(page: dict[str, Any]) -> list[str]:
+    if not page["quarantined"]:
+        return []
+    share = page["quarantined"] / (page["rows"] + page["quarantined"])
+    first = [f"  sample {row.sample_id} ({row.source}): {row.reason}" for row in page["quarantine"]]
+    more = page["quarantined"] - len(first)
+    return [
+        f"quarantine    {page['quarantined']:,} rows that the teacher could not score ({share:.2%} of the data's):",
+        *first,
+        *([f"  and {more:,} more, in {page['folder']}/{QUARANTINE}"] if more else []),
+    ]
 
 
 _ON_DISK = {"target": "soft target", "data": "input ids, other data", "framing": "Arrow's framing"}

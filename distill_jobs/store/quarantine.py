@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from cluster.errors import FileError
 from cluster.files import Folder, is_temporary
 from distill_jobs.data.commits import Commits
 from distill_jobs.data.table import PartRecord, read_record, where
-from distill_jobs.errors import StoreError
+from distill_jobs.errors import DataError, StoreError
 from distill_jobs.store.plan import PARTS
 
 QUARANTINE = "quarantine"
@@ -110,6 +112,29 @@ def quarantine_file(folder: Folder, record: PartRecord) -> str | None:
             f"the commit record of part {record.part} in {folder} names no quarantine that could be its own"
         )
     return name
+
+
+def few_of(folder: Folder, part_quarantined: np.ndarray, count: int) -> list[Quarantined]:
+    """The first rows in quarantine of a complete store, at most ``count``.
+
+    Args:
+        part_quarantined: [parts] how many each part has.
+
+    Raises:
+        StoreError: a commit record or a file of the quarantine is missing or damaged.
+    """
+    found: list[Quarantined] = []
+    for part in np.flatnonzero(part_quarantined).tolist():
+        if len(found) >= count:
+            break
+        try:
+            record = read_record(folder / PARTS, part)
+        except (DataError, FileError) as error:
+            raise StoreError(str(error)) from None
+        if record is None:
+            raise StoreError(f"part {part} has no commit record in {folder / PARTS}; capture again")
+        found += read_quarantine(folder, record)[: count - len(found)]
+    return found
 
 
 def without_quarantine(folder: Folder, commits: Commits) -> list[int]:

@@ -55,7 +55,6 @@ def write_part(
     targets: Iterable[dict[str, Tensor]],
     *,
     data_sha256: str = "",
-    tokens: int | None = None,
     usage: Usage | Callable[[], Usage] | None = None,
     extra: dict[str, Any] | None = None,
     quarantined: Callable[[], Sequence[Quarantined]] | None = None,
@@ -67,7 +66,6 @@ def write_part(
             be made as they are asked for: no more than the rows of one record batch of the store are held.
         targets: for each of them what the codec's ``encode`` gave: [rows · positions_per_row, width] for each field.
         data_sha256: SHA-256 of the data's part; empty where it has no rows or there are no data.
-        tokens: tokens in the part; None adds up the column ``tokens``, or counts one a row where there is none.
         usage: what making it has used; a function is asked once all batches have been made and written.
         quarantined: asked then for the rows of the data's part that ``source`` has left out.
 
@@ -93,7 +91,7 @@ def write_part(
         schema,
         _recut(joined, plan.make_facts().rows_per_batch),
         inputs=plan.part_inputs(data_sha256),
-        tokens=tokens if tokens is not None else lambda: counted.tokens,
+        tokens=lambda: counted.tokens,
         usage=usage,
         extra={**(extra or {}), "data_sha256": data_sha256},
         beside=beside,
@@ -158,7 +156,7 @@ def column_type(field: Field, positions: int) -> pa.DataType:
 
 
 class _Counted:
-    """Record batches as they pass by, and the tokens seen in them so far."""
+    """Record batches as they pass by, and the tokens seen in them so far: one a row where there is no such column."""
 
     def __init__(self, source: Iterable[pa.RecordBatch]) -> None:
         self._source, self.tokens = source, 0
@@ -188,7 +186,11 @@ def _recut(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBa
 
 
 def _one(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
+    batch = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
+    every = pa.array(np.arange(batch.num_rows))
+    # Arrow fills a slice of text up with what lies behind it: copied, the same rows give the same bytes.
+    columns = [column.take(every) if pa.types.is_string(column.type) else column for column in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
 def _joined(
