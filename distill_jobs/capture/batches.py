@@ -20,6 +20,7 @@ from distill_jobs.data.batch import IGNORED, Batch, batch_columns, make_batch
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import as_array
 from distill_jobs.store.codecs import Field
+from distill_jobs.store.quarantine import Quarantined
 
 TARGET_BYTES = 32 << 20
 """Encoded targets of a window at most (of three at once: one that fills, one on its way, one being written)."""
@@ -64,6 +65,10 @@ class Window:
                 return str(piece.column("source")[row]) if "source" in piece.schema.names else ""
             row -= piece.num_rows
         raise IndexError(row)
+
+    def left_out(self) -> list[Quarantined]:
+        """The rows that are ``bad``, in their order."""
+        return [Quarantined(int(self.sample_ids[row]), self.source(row), self.bad[row]) for row in sorted(self.bad)]
 
     def kept(self) -> tuple[pa.RecordBatch, dict[str, Tensor]]:
         """The rows that are not ``bad``, in their order, and their targets: [kept rows · P, width] a field."""

@@ -136,20 +136,18 @@ class PartCapture:
                 with self.tools.watch("copy", host=True):
                     first.land()
                 continue
-            for row in sorted(first.bad):
-                self.quarantine.append(Quarantined(int(first.sample_ids[row]), first.source(row), first.bad[row]))
-            self._check_limit(len(self.quarantine), self.quarantine)
+            self.quarantine += first.left_out()
+            self._check_limit(self.quarantine)
             with self.tools.watch("write", host=True):
                 writer.put(first)
 
     def _refuse(self, group: Group, reason: str) -> None:
-        window, row = group.window, int(group.rows[0])
-        window.bad[row] = reason
-        told = [*self.quarantine, Quarantined(int(window.sample_ids[row]), window.source(row), reason)]
-        self._check_limit(len(self.quarantine) + len(window.bad), told)
+        group.window.bad[int(group.rows[0])] = reason
+        if self.tools.limit is not None:
+            self._check_limit([*self.quarantine, *group.window.left_out()])
 
-    def _check_limit(self, count: int, rows: list[Quarantined]) -> None:
-        limit = self.tools.limit
+    def _check_limit(self, rows: list[Quarantined]) -> None:
+        limit, count = self.tools.limit, len(rows)
         if limit is None or count <= limit:
             return
         few = "; ".join(f"sample {r.sample_id}{f' ({r.source})' if r.source else ''}: {r.reason}" for r in rows[:_TOLD])
