@@ -81,7 +81,12 @@ def capture(context: Context) -> None:
     """The teacher's soft labels for every training row, by a pool of actors, into the logit store."""
 
     def work(advance: Advance) -> tuple[Made, Usage]:
-        return capture_store(context.job, context.session, context.workdir, advance)
+        accelerator = context.session.accelerator()
+
+        def priced(usage: Usage) -> str:
+            return money(context.prices.money(usage, accelerator))
+
+        return capture_store(context.job, context.session, context.workdir, advance, priced)
 
     context.do("capture", context.workdir / "store", work)
 
