@@ -36,6 +36,16 @@ def create(final: Path, publish: Callable[[str, Path], None] = os.replace) -> It
     sync_folder(final.parent)
 
 
+def write_once(final: Path, data: bytes) -> bool:
+    """Write a file unless its name is taken; whether it was written."""
+    try:
+        with create(final, publish=link_once) as stream:
+            stream.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
 def link_once(temporary: str, final: Path) -> None:
     """Put a file under its name if that is free; of several processes that try at once, one succeeds.
 

@@ -19,8 +19,11 @@ class FileError(ClusterError):
     """A file could not be read or written."""
 
 
-class TransientFileError(FileError):
-    """A fault of the storage that may pass: the same call can succeed when it is made again."""
+class TransientFileError(ClusterError):
+    """A fault of the storage that may pass: the same call can succeed when it is made again.
+
+    It is no FileError, so that nobody who takes an unreadable file for a damaged one takes this for it.
+    """
 
 
 class ShardError(ClusterError):
@@ -37,6 +40,10 @@ class TrackingError(ClusterError):
 
 class NonFiniteError(ClusterError):
     """A loss or gradient was not finite; the optimizer has not moved."""
+
+
+class CheckpointError(ClusterError):
+    """The saved state of a training run is incomplete, damaged or of another model."""
 
 
 def one_line(error: BaseException) -> str:

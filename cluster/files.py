@@ -5,24 +5,27 @@ upload has been closed. Either way, a process killed at any moment leaves no hal
 """
 
 import hashlib
+import itertools
 import json
 import os
 import uuid
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
-from cluster import commit
+from cluster import commit, object_store
 from cluster.errors import FileError
+from cluster.faults import flat, patiently, said
 
-_BLOCK = 1 << 20
-_S3_SETTINGS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_REGION")
+_BLOCK, _SMALL = 1 << 20, 4 << 20
+_RANGE, _AT_ONCE = 32 << 20, 4
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
@@ -32,21 +35,14 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(uri)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
-    if uri.startswith("s3://") and endpoint:
-        return _s3(endpoint, tuple(os.environ.get(name) for name in _S3_SETTINGS)), uri.removeprefix("s3://")
+    scheme, _, path = uri.partition("://")
+    if scheme == "s3" and not {"?", "@"} & set(path):
+        return patiently(uri, lambda: object_store.client(path.partition("/")[0])), path
     try:
         found, path = fs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise FileError(f"can't open {uri}: {_flat(error)}") from None
+        raise FileError(f"can't open {uri}: {flat(error)}") from None
     return found, path
-
-
-@lru_cache(maxsize=8)
-def _s3(endpoint: str, settings: tuple[str | None, ...]) -> fs.S3FileSystem:  # noqa: ARG001
-    """One client for the same endpoint and settings: making it takes longer than most requests."""
-    scheme, _, host = endpoint.partition("://")
-    return fs.S3FileSystem(endpoint_override=host, scheme=scheme)
 
 
 @dataclass(frozen=True)
@@ -87,21 +83,24 @@ class Folder:
 
     def scan(self) -> Iterator[str]:
         """The names that ``names`` gives and those of unfinished files, in no order; on disk one at a time."""
+        if self.is_local:
+            with said(self.uri), suppress(FileNotFoundError), os.scandir(self.path()) as found:
+                yield from (entry.name for entry in found if entry.is_file())
+            return
         system, root = filesystem(self.uri)
-        with _said(self.uri):
-            if isinstance(system, fs.LocalFileSystem):
-                with suppress(FileNotFoundError), os.scandir(root) as found:
-                    yield from (entry.name for entry in found if entry.is_file())
-            else:
-                there = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
-                yield from (info.base_name for info in there if info.is_file)
+        there = patiently(self.uri, lambda: system.get_file_info(fs.FileSelector(root, allow_not_found=True)))
+        yield from (info.base_name for info in there if info.is_file)
 
     def read(self, name: str) -> bytes:
-        with _said(f"{self.uri}/{name}"):
-            if self.is_local:
-                return self.path(name).read_bytes()
-            with self.open(name) as stream:
+        system, root = filesystem(self.uri)
+
+        def whole() -> bytes:
+            if isinstance(system, fs.LocalFileSystem):
+                return Path(root, name).read_bytes()
+            with system.open_input_file(f"{root}/{name}") as stream:
                 return bytes(stream.read())
+
+        return patiently(f"{self.uri}/{name}", whole)
 
     def find(self, name: str) -> bytes | None:
         """What ``read`` gives, or None where there is no such file."""
@@ -121,8 +120,17 @@ class Folder:
             raise FileError(f"{self.uri}/{name} is not valid JSON; it was damaged or edited") from None
 
     def write(self, name: str, data: bytes) -> None:
-        with self.create(name) as stream:
-            stream.write(data)
+        def whole() -> None:
+            if self.is_local or len(data) > _SMALL:
+                with self.create(name) as stream:
+                    stream.write(data)
+                return
+            # One request, which an object store takes whole or not at all.
+            system, root = filesystem(self.uri)
+            with system.open_output_stream(f"{root}/{name}") as stream:
+                stream.write(data)
+
+        patiently(f"{self.uri}/{name}", whole)
 
     def write_json(self, name: str, value: Any, *, once: bool = False) -> bool:
         """Write ``value`` readable and in a fixed key order, in one commit.
@@ -141,63 +149,93 @@ class Folder:
             return True
         if self.exists(name):
             return False
-        if not self.is_local:
-            self.write(name, data)
-            return True
-        with _said(f"{self.uri}/{name}"):
-            try:
-                with commit.create(self.path(name), publish=commit.link_once) as stream:
-                    stream.write(data)
-            except FileExistsError:
-                return False
+        if self.is_local:
+            return patiently(f"{self.uri}/{name}", lambda: commit.write_once(self.path(name), data))
+        self.write(name, data)
         return True
 
     def open(self, name: str) -> pa.NativeFile:
         """Open for reading: memory-mapped on disk, ranged reads from an object store."""
         system, root = filesystem(self.uri)
-        with _said(f"{self.uri}/{name}"):
-            if isinstance(system, fs.LocalFileSystem):
-                return pa.memory_map(f"{root}/{name}")
-            return system.open_input_file(f"{root}/{name}")
+        if isinstance(system, fs.LocalFileSystem):
+            return patiently(f"{self.uri}/{name}", lambda: pa.memory_map(f"{root}/{name}"))
+        return patiently(f"{self.uri}/{name}", lambda: system.open_input_file(f"{root}/{name}"))
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """The bytes of a file in order; from an object store several ranges at a time, each of them patiently."""
+        where = f"{self.uri}/{name}"
+        with self.open(name) as source:
+            if self.is_local:
+                with said(where):
+                    while block := source.read(_BLOCK):
+                        yield block
+                return
+
+            def read(start: int) -> bytes:
+                return patiently(where, lambda: bytes(source.read_at(_RANGE, start)))
+
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                coming: deque[Future[bytes]] = deque()
+                for start in range(0, source.size(), _RANGE):
+                    coming.append(pool.submit(read, start))
+                    if len(coming) == _AT_ONCE:
+                        yield coming.popleft().result()
+                while coming:
+                    yield coming.popleft().result()
 
     @contextmanager
     def create(self, name: str) -> Iterator[pa.NativeFile]:
-        """A stream to a new file that appears under ``name`` whole when the block ends, and not at all if it raises."""
+        """A stream to a new file that appears under ``name`` whole when the block ends, and not at all if it raises.
+
+        What is streamed is kept nowhere, so that a fault here is not waited out beyond single requests.
+        """
         system, root = filesystem(self.uri)
-        with _said(f"{self.uri}/{name}"):
-            if isinstance(system, fs.LocalFileSystem):
-                with commit.create(Path(root) / name) as stream:
+        if isinstance(system, fs.LocalFileSystem):
+            with said(f"{self.uri}/{name}"), commit.create(Path(root) / name) as stream:
+                yield stream
+            return
+        # An upload that is never closed is never visible; on an error it is closed under a name nobody reads.
+        aside, final = f"{root}/.{uuid.uuid4().hex}.tmp", f"{root}/{name}"
+        with said(f"{self.uri}/{name}"):
+            try:
+                with system.open_output_stream(aside) as stream:
                     yield stream
-            else:
-                # An upload that is never closed is never visible; on an error it is closed under a name nobody reads.
-                aside = f"{root}/.{uuid.uuid4().hex}.tmp"
-                try:
-                    with system.open_output_stream(aside) as stream:
-                        yield stream
-                except BaseException:
-                    with suppress(OSError):
-                        system.delete_file(aside)
-                    raise
-                system.move(aside, f"{root}/{name}")
+            except BaseException:
+                with suppress(OSError):
+                    system.delete_file(aside)
+                raise
+        tries = itertools.count()
+
+        def publish() -> None:
+            # It may have been done although the answer was lost: the copy comes before what it was made from goes.
+            if next(tries) == 0 or system.get_file_info(aside).is_file:
+                system.move(aside, final)
+
+        patiently(f"{self.uri}/{name}", publish)
 
     def remove(self, name: str) -> None:
         """Delete the file ``name`` if it is there."""
         system, root = filesystem(self.uri)
-        with _said(f"{self.uri}/{name}"):
-            if self.exists(name):
+
+        def delete() -> None:
+            if system.get_file_info(f"{root}/{name}").type != fs.FileType.NotFound:
                 system.delete_file(f"{root}/{name}")
+
+        patiently(f"{self.uri}/{name}", delete)
 
     def clear(self) -> None:
         """Delete this folder and all in it."""
         system, root = filesystem(self.uri)
-        with _said(self.uri):
+
+        def delete() -> None:
             if system.get_file_info(root).type == fs.FileType.Directory:
                 system.delete_dir(root)
 
+        patiently(self.uri, delete)
+
     def _info(self, name: str) -> fs.FileInfo:
         system, root = filesystem(self.uri)
-        with _said(f"{self.uri}/{name}"):
-            return system.get_file_info(f"{root}/{name}")
+        return patiently(f"{self.uri}/{name}", lambda: system.get_file_info(f"{root}/{name}"))
 
 
 def is_temporary(name: str) -> bool:
@@ -209,12 +247,15 @@ def fetch(source: Folder, into: Path) -> Path:
     """Copy a remote folder's files (all levels) into a local one, once; a local folder is returned as it is."""
     if source.is_local:
         return source.path()
-    system, root = filesystem(source.uri)
     done = into / ".fetched"
     if not done.exists():
         into.mkdir(parents=True, exist_ok=True)
-        with _said(source.uri):
-            fs.copy_files(root, str(into), source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
+        system, root = filesystem(source.uri)
+        there = patiently(source.uri, lambda: system.get_file_info(fs.FileSelector(root, recursive=True)))
+        for name in (info.path.removeprefix(f"{root.rstrip('/')}/") for info in there if info.is_file):
+            with Folder(str(into)).create(name) as sink:
+                for block in source.blocks(name):
+                    sink.write(block)
         done.touch()
     return into
 
@@ -222,17 +263,19 @@ def fetch(source: Folder, into: Path) -> Path:
 def store_folder(local: Path, target: Folder) -> None:
     """Copy the files of a local folder into ``target``."""
     system, root = filesystem(target.uri)
-    with _said(target.uri):
+
+    def copy() -> None:
         system.create_dir(root, recursive=True)
         fs.copy_files(str(local), root, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system)
+
+    patiently(target.uri, copy)
 
 
 def sha256(folder: Folder, name: str) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
-    with folder.open(name) as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
+    for block in folder.blocks(name):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -244,17 +287,3 @@ def json_bytes(value: Any) -> bytes:
 def digest(value: Any) -> str:
     """A short stable digest of plain values (what ``json`` takes), for the question 'has this changed?'."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _said(where: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise FileError(f"{where} is missing") from None
-    except (pa.ArrowException, OSError) as error:
-        raise FileError(f"{where}: {_flat(error)}") from None
-
-
-def _flat(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

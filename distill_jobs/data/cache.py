@@ -14,18 +14,16 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import FileError
+from cluster.errors import ClusterError, FileError
+from cluster.faults import fault
 from cluster.files import Folder
 from distill_jobs.data.flat import Damage
 from distill_jobs.data.part_file import map_file
 
-_RANGE = 32 << 20
-_AT_ONCE = 4
 _LOCKS = 64
 DEFAULT_BYTES = 16 << 30
 
@@ -85,9 +83,8 @@ class PartCache:
         final = self.folder / wanted.cached
         with self._lock(wanted.cached):
             if not final.exists():
-                size = wanted.folder.size(wanted.name)
-                self._make_room(size, spare)
-                self._copy(wanted, size, final)
+                self._make_room(wanted.folder.size(wanted.name), spare)
+                self._copy(wanted, final)
         return final
 
     def prefetch(self, wanted: list[Wanted], spare: list[Wanted], reader: str = "") -> None:
@@ -99,19 +96,19 @@ class PartCache:
         """
         self._ahead.ask(reader, wanted, frozenset(w.cached for w in [*spare, *wanted]))
 
-    def _copy(self, wanted: Wanted, size: int, final: Path) -> None:
+    def _copy(self, wanted: Wanted, final: Path) -> None:
         handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".tmp")
         try:
             digest = hashlib.sha256()
             with os.fdopen(handle, "wb") as sink:
-                for block in _ranges(wanted.folder, wanted.name, size):
+                for block in wanted.folder.blocks(wanted.name):
                     digest.update(block)
                     sink.write(block)
             if digest.hexdigest() != wanted.sha256:
                 raise Damage("its SHA-256 is not the one in the manifest")
             os.replace(temporary, final)
         except OSError as error:
-            raise FileError(f"can't fetch {wanted.folder}/{wanted.name} into {self.folder}: {error}") from None
+            raise fault(f"can't fetch {wanted.folder}/{wanted.name} into {self.folder}", error) from None
         finally:
             Path(temporary).unlink(missing_ok=True)
 
@@ -170,17 +167,5 @@ class _Ahead:
                 wanted = max(self._left.values(), key=len).popleft()
                 spare = frozenset().union(*self._spare.values())
             # Whoever needs the part meets the same error, and tells it.
-            with suppress(FileError, Damage, OSError):
+            with suppress(ClusterError, Damage, OSError):
                 self._cache.fetch(wanted, spare)
-
-
-def _ranges(folder: Folder, name: str, size: int) -> Iterator[bytes]:
-    """The bytes of a remote file in order, a few ranges of several megabytes on their way at any time."""
-    with folder.open(name) as source, ThreadPoolExecutor(_AT_ONCE) as pool:
-        coming: deque[Future[bytes]] = deque()
-        for start in range(0, size, _RANGE):
-            coming.append(pool.submit(source.read_at, min(_RANGE, size - start), start))
-            if len(coming) == _AT_ONCE:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
