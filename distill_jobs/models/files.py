@@ -25,6 +25,7 @@ from distill_jobs.data.tokenizer import TokenizerFacts
 from distill_jobs.errors import DataError, ModelError
 from distill_jobs.models import builtin, factory, huggingface
 from distill_jobs.models.scorer import Scorer, flat
+from distill_jobs.models.spread import gpus, layer_map
 
 SERVING, SPEC, WEIGHTS = "serving.json", "model.json", "model.safetensors"
 _VERSION = 1
@@ -69,19 +70,30 @@ def save_model(
     folder.write_json(SERVING, serving)
 
 
-def load_model(folder: Folder) -> Scorer:
-    """Load a saved model in fp32, on the CPU, in eval mode. Raises ModelError when it is not there or not whole.
+def load_model(folder: Folder, *, dtype: torch.dtype | None = None, spread: int = 1) -> Scorer:
+    """Load a saved model on the CPU, in eval mode.
 
     A factory model's folder names the code to call: load such folders only from where you would run code.
+
+    Args:
+        dtype: the precision of a Hugging Face model's weights, converted one by one while they are read; fp32 by
+            default. Other models are loaded in fp32.
+        spread: from 2 on, the layers of a Hugging Face model go straight to so many GPUs of this process.
+
+    Raises:
+        ModelError: it is not there or not whole, can't be spread, or there is no room for it.
     """
     serving, facts = read_serving(folder)
     origin = serving["origin"]
+    if spread > 1 and origin["kind"] != "hf":
+        raise ModelError(
+            f"only Hugging Face models can be spread over several GPUs, and the one in {folder} is a {origin['kind']} "
+            f"model: set gpus_per_actor to 1"
+        )
     with local_copy(folder) as path:
         if origin["kind"] == "hf":
             with huggingface.said(f"can't load the model in {folder}"):
-                core = huggingface.auto_class(facts.features).from_pretrained(
-                    path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
-                )
+                core = _read_hugging_face(path, facts, dtype or torch.float32, spread)
         else:
             core = factory.revive(origin) if origin["kind"] == "factory" else builtin.revive(origin)
             _read_plain(core, path / WEIGHTS, folder)
@@ -121,6 +133,15 @@ def local_copy(folder: Folder) -> Iterator[Path]:
     """The folder as a local path; a remote one is fetched for as long as the block lasts."""
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         yield fetch(folder, Path(scratch))
+
+
+def _read_hugging_face(path: Path, facts: DataFacts, dtype: torch.dtype, spread: int) -> nn.Module:
+    auto = huggingface.auto_class(facts.features)
+    where = {"device_map": layer_map(auto, path, dtype, gpus(spread))} if spread > 1 else {}
+    core: nn.Module = auto.from_pretrained(
+        path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True, **where
+    )
+    return core
 
 
 def _write_hugging_face(core: Any, weights: dict[str, Tensor], path: Path) -> None:

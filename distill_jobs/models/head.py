@@ -132,7 +132,8 @@ def split_head(scorer: Scorer, facts: DataFacts, inputs: dict[str, Tensor] | Non
     caps = [float(value) for name in SOFT_CAPS if (value := getattr(config, name, None))]
     split = SplitHead(scorer, head, _scale(config), caps[0] if caps else None)
     some = sample_inputs(facts, length=min(_CHECKED_TOKENS, int(facts.sequence_length or 8)))
-    with torch.no_grad():
+    # As capture calls the model: torch.compile compiles anew for each mode.
+    with torch.inference_mode():
         _check(split, some if inputs is None else inputs)
     return split
 

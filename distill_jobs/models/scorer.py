@@ -11,7 +11,8 @@ A ``Scorer`` wraps a model of any origin and takes what ``data.batch.make_batch`
 """
 
 import inspect
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Scorer(nn.Module):
         origin: how to build ``core`` again, in plain values; ``origin["kind"]`` is hf, mlp, cnn or factory.
         outputs: width of the logits, which may be padded beyond the real vocabulary.
         autocast: the precision in which matrices are multiplied where that is not the weights' own, or None.
+        compiled: whether its calls go through ``torch.compile``.
     """
 
     def __init__(self, core: nn.Module, origin: dict[str, Any], features: str, packing: str | None) -> None:
@@ -39,6 +41,7 @@ class Scorer(nn.Module):
         self.packing = packing
         self.outputs = 0
         self.autocast: torch.dtype | None = None
+        self.compiled = False
         self._hugging_face = origin["kind"] == "hf"
         self._takes = None if self._hugging_face else _keywords(core.forward)
 
@@ -55,7 +58,7 @@ class Scorer(nn.Module):
 
         A batch's ``position_ids`` are taken but not needed: ``segments`` say the same, and say where padding is.
         """
-        with self.casting():
+        with self.casting(), self._compiling():
             if self.features == "documents":
                 assert input_ids is not None
                 return self._documents(input_ids, torch.ones_like(input_ids) if segments is None else segments)
@@ -78,6 +81,19 @@ class Scorer(nn.Module):
             return nullcontext()
         device = next((p.device.type for p in self.core.parameters()), "cpu")
         return torch.autocast(device, dtype=self.autocast)
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """``torch.compile`` compiles at the first call, so what it can't do shows here."""
+        try:
+            yield
+        except Exception as error:
+            if not self.compiled or not any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__):
+                raise
+            said = str(error).split("\n", 1)[0]
+            raise ModelError(
+                f"torch.compile can't compile {name_of(self)} on this machine: {said}; set capture.compile to false"
+            ) from None
 
     def _documents(self, ids_BL: Tensor, segments_BL: Tensor) -> Tensor:
         if self._hugging_face:
