@@ -31,12 +31,12 @@ def verify_store(
     """
     from cluster.files import Folder
     from distill_jobs.models.files import SERVING
-    from distill_jobs.store.plan import StorePlan
+    from distill_jobs.store.plan import StorePlan, workdir_of
     from distill_jobs.store.reader import read_manifest
     from distill_jobs.store.verify import verify
 
-    folder, beside = Folder(path), Folder(f"{path.rstrip('/')}/..")
-    data, teacher = beside / "data", beside / "teacher" / "model"
+    folder = Folder(path)
+    data, teacher = workdir_of(folder) / "data", workdir_of(folder) / "teacher" / "model"
     with_data = data.exists("manifest.json")
     violations = verify(folder, data if with_data else None, teacher if teacher.exists(SERVING) else None)
     for violation in violations:
@@ -126,8 +126,9 @@ def export_to(
     from cluster.files import Folder
     from distill_jobs.report.words import size
     from distill_jobs.store.exchange.export import export_store
+    from distill_jobs.store.plan import workdir_of
 
-    data = Folder(f"{path.rstrip('/')}/../data")
+    data = workdir_of(Folder(path)) / "data"
     index = export_store(Folder(path), Folder(to), form, data if data.exists("manifest.json") else None, _counted)
     typer.echo(f"{to} holds {index['rows']:,} rows in {len(index['files']):,} shards, {size(index['bytes'])}")
 

@@ -10,7 +10,7 @@ from cluster.files import Folder
 from distill_jobs.data.tokenizer import open_tokenizer
 from distill_jobs.errors import DistillError
 from distill_jobs.store.codecs import bytes_per_position
-from distill_jobs.store.plan import StorePlan
+from distill_jobs.store.plan import StorePlan, workdir_of
 from distill_jobs.store.quarantine import QUARANTINE, few_of
 from distill_jobs.store.reader import LogitStore, open_parts, read_manifest
 from distill_jobs.store.signal import TeacherSignal
@@ -238,7 +238,7 @@ class _Names:
 def _names(store: LogitStore, folder: Folder, data: Folder | None) -> _Names:
     if store.facts.classes:
         return _Names(store.facts.classes, None)
-    beside = Folder(folder.uri.rstrip("/").rpartition("/")[0]) / "data"
+    beside = workdir_of(folder) / "data"
     # An imported store has no data beside it, and brings its tokenizer itself.
     own = folder if (folder / "tokenizer").exists("tokenizer.json") else beside
     try:

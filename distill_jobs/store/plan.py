@@ -155,6 +155,14 @@ class StorePlan:
             raise TypeError
 
 
+def workdir_of(folder: Folder) -> Folder:
+    """The folder that a store lies in: its data and its teacher are there, where they are anywhere."""
+    if folder.is_local:
+        return Folder(str(folder.path().parent))
+    # An object store knows no "..".
+    return Folder(folder.uri.rstrip("/").rpartition("/")[0])
+
+
 def refuse_cold(folder: Folder) -> None:
     """Raise StoreError where a store is in cold form, or half-way there."""
     if folder.exists(COLD):

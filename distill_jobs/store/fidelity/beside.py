@@ -9,7 +9,7 @@ from distill_jobs.models.files import SERVING, load_model, model_digest, read_se
 from distill_jobs.models.place import device_for, place
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.store.fidelity.measure import FIDELITY, Progress, measure_store, read
-from distill_jobs.store.plan import StorePlan, check_student, check_teacher
+from distill_jobs.store.plan import StorePlan, check_student, check_teacher, workdir_of
 
 _TOKENS_AT_ONCE = 1024
 _SEEDS = 64
@@ -32,7 +32,7 @@ def fidelity_of(
         VocabularyError: the student doesn't fit the store.
         ModelError, DataError: what lies there is damaged.
     """
-    plan, workdir = StorePlan.load(store), Folder(f"{store.uri.rstrip('/')}/..")
+    plan, workdir = StorePlan.load(store), workdir_of(store)
     teacher, data = workdir / "teacher" / "model", workdir / "data"
     if not teacher.exists(SERVING) or not data.exists("manifest.json"):
         page = read(store, plan)

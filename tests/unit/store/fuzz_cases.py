@@ -20,6 +20,7 @@ from tokenizers.models import WordLevel
 
 from cluster.files import Folder, digest
 from distill_jobs.data.facts import DataFacts
+from distill_jobs.data.table import sample_id
 from distill_jobs.errors import StoreError
 from distill_jobs.store.codecs import Codec
 from distill_jobs.store.codecs.dense import DenseCodec
@@ -41,7 +42,9 @@ STORES: dict[str, tuple[DataFacts, Codec]] = {
     "hybrid": (lm_facts(rows=4), HybridCodec(6, 4)),
     "hybrid, wide": (lm_facts(rows=4, vocabulary=WIDE), HybridCodec(6, 4)),
     "a table": (table_facts(rows=40), DenseCodec()),
+    "with holes": (lm_facts(rows=8), HybridCodec(6, 4)),
 }
+_HOLES = {"with holes": [sample_id(0, 1), sample_id(0, 3), sample_id(1, 0)]}
 _NUMBERS = [-1, 0, 1, 2, 255, 65536, 2**31 - 1, 2**31, 2**32, 2**40, 2**61, 2**63, 2**64, 10**30, 1e308, -0.5]
 _OTHERS: list[Any] = [None, True, "", "x", "../../x", [], {}, [[]], float("nan"), "part-00000.json", "\ud800"]
 _WORDS = [0, 1, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1]
@@ -71,7 +74,9 @@ def make_cases(root: Path) -> list[Case]:
         words = {f"word{i}": i for i in range(facts.targets)}
         (place / "data" / "tokenizer").mkdir()
         Tokenizer(WordLevel(words, unk_token="word0")).save(str(place / "data" / "tokenizer" / "tokenizer.json"))
-        make_store(Folder(str(place / "store")), facts, Folder(str(place / "data")), codec)
+        make_store(
+            Folder(str(place / "store")), facts, Folder(str(place / "data")), codec, without=_HOLES.get(name, [])
+        )
         store = place / "store"
         files = {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()}
         cases.append(Case(name, store, files))
@@ -86,6 +91,8 @@ def read(case: Case, trusting: bool = False) -> tuple[list[Any], TeacherSignal]:
     rows = np.arange(store.rows) if store.rows <= 64 else np.array([0, store.rows - 1])
     columns = store.take(rows)
     signal = store.signal(columns, "cpu")
+    with suppress(StoreError):
+        assert ((found := store.rows_of(columns["sample_id"])) < store.rows).all() and (found >= 0).all()
     values = [columns[name] for name in sorted(columns)]
     values += [v.numpy() if isinstance(v, torch.Tensor) else v for v in vars(signal).values()]
     softened = [part.numpy() for part in signal.at(2.0) if part is not None]

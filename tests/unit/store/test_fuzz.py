@@ -1,7 +1,10 @@
-"""Reading any corrupted or hostile store ends in StoreError or in right numbers: never in anything else."""
+"""Any damage is seen by verify, and reading any store, corrupted or hostile, ends in StoreError or in right numbers."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from damage_cases import GROUPS, KINDS, make_stores, prove
 from fuzz_cases import Case, fuzz, limits, make_cases, read
 
 
@@ -38,3 +41,13 @@ def test_damaged_and_hostile_stores(cases: list[Case]) -> None:
 @pytest.mark.timeout(7_200)
 def test_many_damaged_and_hostile_stores(cases: list[Case]) -> None:
     run(cases, range(1_000_000, 1_200_000))
+
+
+def test_all_damage_is_seen(tmp_path: Path) -> None:
+    assert prove(make_stores(tmp_path), range(15)) == 15 * len(GROUPS) * len(KINDS)
+
+
+@pytest.mark.slow
+def test_far_more_damage_is_seen(tmp_path: Path) -> None:
+    """Of each kind 250 times, to each group of files."""
+    prove(make_stores(tmp_path), range(1_000, 1_250))
