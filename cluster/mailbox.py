@@ -66,6 +66,10 @@ class Mailbox:
             return Mail()
         return mail
 
+    def ask(self, gang: str) -> Any:
+        """The same without waiting: Ray's reference to the mail."""
+        return self._actor.take.remote(gang)
+
     def stop(self, gang: str) -> None:
         """Turn away ranks of ``gang`` that have not joined yet."""
         with contextlib.suppress(RayError):

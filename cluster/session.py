@@ -1,16 +1,21 @@
 """One Ray session: embedded on this machine, or joined to a cluster that is already there."""
 
+import json
 import os
+import re
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 import ray
+from ray._private import ray_constants
+from ray.exceptions import RayError
+from ray.experimental import internal_kv
 
 from cluster.errors import ResourceError, one_line
 from cluster.mailbox import Mailbox
@@ -29,6 +34,11 @@ _SETTINGS = {
 }
 
 _KNOCK_SECONDS = 10.0
+_ACCELERATOR = "accelerator_type:"
+_REMEDY = "ask for fewer, or use a larger cluster"
+
+# So many workers, and what each of them holds by Ray's names.
+Need = tuple[int, Mapping[str, float]]
 
 
 class Session:
@@ -90,23 +100,59 @@ class Session:
 
     def accelerator(self) -> str | None:
         """Ray's name for the cluster's accelerator, such as ``H100``; the first by name where there are several."""
-        prefix = "accelerator_type:"
-        return min((name.removeprefix(prefix) for name in self.resources() if name.startswith(prefix)), default=None)
+        found = (name for name in self.resources() if name.startswith(_ACCELERATOR))
+        return min((name.removeprefix(_ACCELERATOR) for name in found), default=None)
+
+    @property
+    def grows(self) -> bool:
+        """Whether an autoscaler looks after the cluster, as far as can be told: one that has node types to start."""
+        if self.embedded:
+            return False
+        try:
+            if internal_kv._internal_kv_get(b"__autoscaler_v2_enabled") == b"1":
+                return True
+            # Without a configuration Ray's monitor only watches, and calls each node's type "node_" and its id.
+            status = json.loads(internal_kv._internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS) or b"{}")
+            nodes = (status.get("autoscaler_report") or {}).get("active_nodes") or {}
+        except (RayError, RuntimeError, ValueError):
+            return False
+        return any(not re.fullmatch("node_[0-9a-f]{56}", name) for name in nodes)
+
+    def lacks(self, needs: Sequence[Need]) -> str | None:
+        """Why the whole cluster, were it idle, has no room for all workers together; None when it has."""
+        have = self.resources()
+        for unit in dict.fromkeys(name for _, held in needs for name in held):
+            wants = [(count, held[unit]) for count, held in needs if count and held.get(unit)]
+            total = sum(count * each for count, each in wants)
+            if total > have.get(unit, 0.0) + 1e-6 and not unit.startswith(_ACCELERATOR):
+                asked = " and ".join(f"{_workers(count)} of {each:g} {unit}" for count, each in wants)
+                return f"asks for {asked} ({total:g} in all), but the cluster has {have.get(unit, 0.0):g}: {_REMEDY}"
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        for count, held in needs:
+            room = sum(_room(node, held) for node in nodes)
+            if count > room:
+                each = " and ".join(f"{amount:g} {unit}" for unit, amount in held.items() if amount)
+                return f"asks for {_workers(count)} of {each}, but the cluster's nodes have room for {room}: {_REMEDY}"
+        return None
 
     def require(self, what: str, count: int, cpus: float, gpus: float) -> None:
         """Check that ``count`` workers of ``cpus`` and ``gpus`` each fit into the whole cluster together.
 
         Raises:
-            ResourceError: they don't.
+            ResourceError: they don't, and the cluster won't grow.
         """
-        have = self.resources()
-        for unit, each in (("CPU", cpus), ("GPU", gpus)):
-            if count * each > have.get(unit, 0.0) + 1e-6:
-                raise ResourceError(
-                    f"{what} asks for {count} {'worker' if count == 1 else 'workers'} of {each:g} {unit} "
-                    f"({count * each:g} in all), but the cluster has {have.get(unit, 0.0):g}: ask for fewer, "
-                    f"or use a larger cluster"
-                )
+        problem = self.lacks([(count, {"CPU": cpus, "GPU": gpus})])
+        if problem is not None and not self.grows:
+            raise ResourceError(f"{what} {problem}")
+
+
+def _workers(count: int) -> str:
+    return f"{count} {'worker' if count == 1 else 'workers'}"
+
+
+def _room(node: Mapping[str, float], held: Mapping[str, float]) -> int:
+    """For how many workers an idle node has room."""
+    return int(min(((node.get(unit, 0.0) + 1e-6) / amount for unit, amount in held.items() if amount), default=1 << 30))
 
 
 @contextmanager

@@ -53,9 +53,8 @@ def collect(
     session: Session, make: Callable[[], Any], shards: list[Any], most: int, **more: Any
 ) -> tuple[dict[Any, Any], PoolReport]:
     found: list[tuple[Any, Any]] = []
-    report = map_shards(
-        session, Crew(make, most=most), shards, lambda shard, value: found.append((shard, value)), **more
-    )
+    crew = Crew(make, most=most, least=most)
+    report = map_shards(session, crew, shards, lambda shard, value: found.append((shard, value)), **more)
     assert all(times == 1 for times in Counter(shard for shard, _ in found).values())
     return dict(found), report
 
@@ -74,7 +73,8 @@ def test_each_shard_once(session: Session) -> None:
     assert {value[2] for value in found.values()} == {"1"}
     assert (report.retried, report.lost_actors) == (0, 0)
     usage = report.usage
-    assert usage.core_seconds == pytest.approx(2 * usage.wall_seconds)
+    assert 0 < usage.core_seconds <= 2 * usage.wall_seconds
+    assert report.by_crew == {"actors": usage}
     assert usage.device_seconds == 0
     assert usage.cpu_seconds > 0
     assert 0 < report.startup_seconds <= usage.wall_seconds + 1
@@ -83,7 +83,7 @@ def test_each_shard_once(session: Session) -> None:
 def test_never_more_actors_than_shards(session: Session) -> None:
     found, report = collect(session, Square, [5], 2)
     assert found[5][0] == 25
-    assert report.usage.core_seconds == pytest.approx(report.usage.wall_seconds)
+    assert 0 < report.usage.core_seconds <= report.usage.wall_seconds
 
 
 def test_no_shards(session: Session) -> None:

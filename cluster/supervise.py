@@ -1,0 +1,302 @@
+"""The loop that keeps actors at work: it gives out shards, replaces who is lost, and tells how far the work has come.
+
+It speaks to actors through a small protocol alone (``cluster.backend``), and reads no clock but the backend's: Ray's
+actors are one backend, the stand-ins of a simulation another. What it does for a result doesn't depend on how many
+actors there are, and what it holds doesn't depend on how many shards.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+
+from cluster.backend import Backend, Draining, Ended, Lost, Placed, Ready, Told
+from cluster.errors import ResourceError, ShardError, TransientFileError
+from cluster.meter import Usage
+from cluster.notice import HandBack
+from cluster.schedule import Schedule
+from cluster.team import Crew, Member, Team
+
+_PROGRESS_SECONDS = 1.0
+_LOOK_SECONDS = 5.0
+_PATIENCE_SECONDS = 600.0
+_FAILED_PAUSE, _TRANSIENT_PAUSE, _START_PAUSE, _LONGEST_START_PAUSE = 0.1, 1.0, 0.5, 30.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a map has come.
+
+    Attributes:
+        done, total: shards.
+        actors, starting: actors that can work, and those that wait for room or make their worker.
+        retried, lost_actors: as in the report.
+        told: what the workers have told (``cluster.notice.tell``), summed over actors, dead ones included.
+        usage, by_crew: used so far, in all and by the crew's name.
+    """
+
+    done: int
+    total: int
+    actors: int
+    starting: int
+    retried: int
+    lost_actors: int
+    told: Mapping[str, float]
+    usage: Usage
+    by_crew: Mapping[str, Usage]
+
+
+@dataclass(frozen=True)
+class PoolReport:
+    """What a map used and lived through.
+
+    Attributes:
+        usage: what its actors held, each from when it was placed until it was gone; ``cpu_seconds`` are measured in
+            the actors, ``wall_seconds`` is that of the whole map.
+        by_crew: the same by the crew's name.
+        retried: how often a shard was given out again after a failure.
+        handed_back: how often one was given out again without one.
+        lost_actors: actors that died.
+        duplicated: how often a slow shard was given to a second actor.
+        startup_seconds: from the start to the first shard's beginning.
+    """
+
+    usage: Usage = field(default_factory=Usage)
+    by_crew: Mapping[str, Usage] = field(default_factory=dict)
+    retried: int = 0
+    handed_back: int = 0
+    lost_actors: int = 0
+    duplicated: int = 0
+    startup_seconds: float = 0.0
+
+
+class Supervisor:
+    """One map, from the first actor's start to the last shard's result; see ``cluster.shards.map_shards``."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        crews: Sequence[Crew],
+        shards: Sequence[Any],
+        on_result: Callable[[Any, Any], None],
+        *,
+        retries: int = 3,
+        what: str = "work",
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.backend, self.shards, self.on_result, self.on_progress = backend, shards, on_result, on_progress
+        self.retries, self.what = retries, what
+        self.schedule = Schedule(len(shards), len(crews), retries)
+        self.team = Team(crews)
+        self.lost = 0
+        self.first: float | None = None
+        self.began = self.now = backend.now()
+        self._draining: Mapping[str, float | None] = {}
+        self._told_at = self._looked_at = self._enough_at = self.began
+        self._answers: dict[type, Callable[[Any], None]] = {
+            Placed: self._placed,
+            Ready: self._ready,
+            Ended: self._ended,
+            Lost: self._lost,
+            Told: self._told,
+            Draining: self._drain,
+        }
+
+    def run(self) -> PoolReport:
+        """Work until every shard is done.
+
+        Raises:
+            ShardError, ResourceError, ClusterError, or a fatal error of the worker.
+        """
+        while self.schedule.open:
+            self._staff()
+            for event in self.backend.events(self._timeout()):
+                self.now = self.backend.now()
+                self._answers[type(event)](event)
+            self.now = self.backend.now()
+            self._look_around()
+        self._report_progress()
+        usage, by_crew = self.team.usage(self.now, self.now - self.began)
+        schedule, first = self.schedule, self.now if self.first is None else self.first
+        return PoolReport(
+            usage,
+            by_crew,
+            schedule.retried,
+            schedule.handed_back,
+            self.lost,
+            schedule.duplicated,
+            first - self.began,
+        )
+
+    def _staff(self) -> None:
+        """Ask for actors that are wanted, let go those that are not, and give work to the idle."""
+        left, untouched = self.schedule.open, self.schedule.untouched
+        for kind, crew in enumerate(self.team.kinds):
+            wanted = min(crew.crew.most, left)
+            if crew.alive < wanted and self.now >= crew.resume_at:
+                for _ in range(wanted - crew.alive):
+                    self.team.add(self.backend.start(kind), kind)
+            if not untouched and crew.alive > 2 * left and (crew.idle or crew.unplaced):
+                self._let_go(kind, crew.alive - 2 * left)
+            while crew.idle and self._give(next(iter(crew.idle))):
+                pass
+
+    def _let_go(self, kind: int, count: int) -> None:
+        # One actor for each shard that is left, and one that may have to run a copy of it: nobody else is of use.
+        crew = self.team.kinds[kind]
+        for actor in list(islice(chain(crew.unplaced, crew.idle), count)):
+            self._retire(actor)
+
+    def _give(self, actor: int) -> bool:
+        member = self.team.members[actor]
+        shard = self.schedule.take(actor, member.kind, self.now)
+        if shard is None:
+            self.team.rest(actor)
+            return False
+        self.team.work(actor)
+        if self.first is None:
+            self.first = self.now
+        self.backend.give(actor, self._shard(shard))
+        return True
+
+    def _timeout(self) -> float:
+        idle = [kind for kind, crew in enumerate(self.team.kinds) if crew.idle]
+        wake = self.schedule.wake_at(idle, self.now) if idle else None
+        times = [self.now + _PROGRESS_SECONDS] if wake is None else [self.now + _PROGRESS_SECONDS, wake]
+        times += [crew.resume_at for crew in self.team.kinds if crew.resume_at > self.now]
+        return max(0.0, min(times) - self.now)
+
+    def _placed(self, event: Placed) -> None:
+        if self.team.place(event.actor, event.node, self.now) and event.node in self._draining:
+            self._retire(event.actor)
+
+    def _ready(self, event: Ready) -> None:
+        member = self.team.members.get(event.actor)
+        if member is None:
+            return
+        if event.error is None:
+            self.team.kinds[member.kind].failed_starts = 0
+            self.team.rest(event.actor)
+            self._give(event.actor)
+            return
+        if not isinstance(event.error, (ShardError, TransientFileError)):
+            raise event.error
+        self._retire(event.actor)
+        self._start_failed(member.kind, str(event.error))
+
+    def _start_failed(self, kind: int, cause: str) -> None:
+        crew = self.team.kinds[kind]
+        crew.failed_starts += 1
+        pause = _START_PAUSE * 2.0 ** min(crew.failed_starts - 1, 10)
+        crew.resume_at = self.now + min(pause, _LONGEST_START_PAUSE)
+        if crew.failed_starts > self.retries and not self.team.any_placed:
+            raise ShardError(
+                f"{self.what}: no actor of {crew.crew.name} can start; the last one failed because {cause}"
+            )
+
+    def _ended(self, event: Ended) -> None:
+        member = self.team.members.get(event.actor)
+        if member is None:
+            return
+        self.team.kinds[member.kind].cpu_seconds += event.cpu_seconds
+        member.leaving = member.leaving or event.leaving
+        if event.told:
+            self.team.tell(event.actor, event.told)
+        if event.error is None:
+            shard = self.schedule.finish(event.actor, self.now)
+            if shard is not None:
+                self.on_result(self._shard(shard), event.value)
+        else:
+            self._failed(event.actor, member, event.error)
+        if member.leaving:
+            self._retire(event.actor)
+        else:
+            self._give(event.actor)
+
+    def _failed(self, actor: int, member: Member, error: Exception) -> None:
+        if self.schedule.shard_of(actor) is None or isinstance(error, HandBack):
+            member.leaving = member.leaving or isinstance(error, HandBack)
+            self.schedule.hand_back(actor, self.now)
+        elif isinstance(error, TransientFileError):
+            self._retry(actor, str(error), _TRANSIENT_PAUSE)
+        elif isinstance(error, ShardError):
+            self._retry(actor, str(error), _FAILED_PAUSE)
+        else:
+            raise error
+
+    def _retry(self, actor: int, cause: str, pause: float) -> None:
+        if (hopeless := self.schedule.fail(actor, self.now, pause)) is not None:
+            shard, failures = hopeless
+            raise ShardError(
+                f"{self.what}: shard {_name(self._shard(shard))} failed {failures} times, the last time because {cause}"
+            )
+
+    def _lost(self, event: Lost) -> None:
+        member = self.team.members.get(event.actor)
+        if member is None:
+            return
+        self.lost += 1
+        self.team.remove(event.actor, self.now)
+        if event.excused or member.leaving:
+            self.schedule.hand_back(event.actor, self.now)
+        elif member.ready:
+            self._retry(event.actor, event.cause, _FAILED_PAUSE)
+        else:
+            self._start_failed(member.kind, event.cause)
+
+    def _told(self, event: Told) -> None:
+        self.team.tell(event.actor, event.numbers)
+        if event.leaving:
+            self._send_away(event.actor, None, told=True)
+
+    def _drain(self, event: Draining) -> None:
+        self._draining = event.nodes
+        for actor, member in list(self.team.members.items()):
+            if member.node is not None and member.node in event.nodes:
+                self._send_away(actor, event.nodes[member.node])
+
+    def _send_away(self, actor: int, seconds: float | None, told: bool = False) -> None:
+        member = self.team.members.get(actor)
+        if member is None or member.leaving:
+            return
+        member.leaving = True
+        if not member.busy:
+            self._retire(actor)
+        elif not told:
+            self.backend.leave(actor, seconds)
+
+    def _retire(self, actor: int) -> None:
+        self.backend.stop(actor)
+        self.team.remove(actor, self.now)
+
+    def _look_around(self) -> None:
+        if self.on_progress is not None and self.now - self._told_at >= _PROGRESS_SECONDS:
+            self._report_progress()
+        if self.now - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = self.now
+        problem = None if self.team.any_placed else self.backend.shortage()
+        if problem is None:
+            self._enough_at = self.now
+        elif self.now - self._enough_at > _PATIENCE_SECONDS:
+            raise ResourceError(f"{self.what}: nobody can work for {_PATIENCE_SECONDS / 60:.0f} minutes: {problem}")
+
+    def _report_progress(self) -> None:
+        self._told_at = self.now
+        if self.on_progress is None:
+            return
+        usage, by_crew = self.team.usage(self.now, self.now - self.began)
+        schedule, team = self.schedule, self.team
+        done = (schedule.done, schedule.total, team.ready, len(team.members) - team.ready)
+        self.on_progress(Progress(*done, schedule.retried, self.lost, dict(team.told), usage, by_crew))
+
+    def _shard(self, number: int) -> Any:
+        shard = self.shards[number]
+        return shard.item() if isinstance(shard, np.generic) else shard
+
+
+def _name(shard: Any) -> str:
+    text = repr(shard)
+    return text if len(text) <= 80 else text[:77] + "..."
