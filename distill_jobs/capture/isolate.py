@@ -4,30 +4,16 @@ Faults of the data take one row out and leave the rest; faults of the machine en
 """
 
 from collections.abc import Callable, Iterator
-from enum import Enum
 from typing import Generic, TypeVar
 
 import torch
 
-from cluster.errors import ClusterError
 from distill_jobs.capture.batches import Group, Trim
 from distill_jobs.capture.sizes import Sizes
-from distill_jobs.errors import CaptureError, DistillError
+from distill_jobs.models.faults import Fault, fault_of
 from distill_jobs.models.scorer import flat
 
 Scored = TypeVar("Scored")
-
-_NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
-_DEVICE = ("CUDA error", "CUDA driver error", "device-side assert", "CUBLAS_STATUS", "CUDNN_STATUS", "NCCL")
-
-
-class Fault(Enum):
-    """Whose fault an exception of the teacher or the codec is."""
-
-    ROW = "of some row"
-    MEMORY = "of a batch that is too large"
-    DEVICE = "of the device, which this process can't use any more"
-    OTHER = "of the machine or of the job as a whole"
 
 
 class NoRoomError(RuntimeError):
@@ -36,25 +22,6 @@ class NoRoomError(RuntimeError):
 
 class DeviceLostError(RuntimeError):
     """The device is in a state that only a new process ends: the actor has to go, and the shard is tried again."""
-
-
-def fault_of(error: BaseException) -> Fault:
-    """Judge an exception that came out of the teacher or the codec."""
-    text = str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return Fault.MEMORY
-    if isinstance(error, RuntimeError) and any(sign in text for sign in _NO_ROOM):
-        return Fault.MEMORY
-    # After one of these every later call fails as well, whatever it is about: rows can't be told apart any more.
-    if isinstance(error, torch.AcceleratorError) or (
-        isinstance(error, RuntimeError) and any(sign in text for sign in _DEVICE)
-    ):
-        return Fault.DEVICE
-    if isinstance(error, CaptureError):
-        return Fault.ROW
-    if isinstance(error, OSError | ClusterError | DistillError | NoRoomError | DeviceLostError):
-        return Fault.OTHER
-    return Fault.ROW if isinstance(error, Exception) else Fault.OTHER
 
 
 class Isolation(Generic[Scored]):

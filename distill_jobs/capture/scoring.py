@@ -68,8 +68,7 @@ class Scoring:
     def __call__(self, group: Group) -> Encoded:
         """Score and encode; exceptions of the model and the codec come through as they are."""
         batch = group.batch.to(self.device, non_blocking=True)
-        if not self._proved:
-            self._split, self._proved = self._make_split(batch.inputs), True
+        self._prove(batch.inputs)
         scored = group.scored.to(self.device, non_blocking=True)
         gold = batch.labels.flatten()[scored]
         chances = uniforms(self.seed, batch.sample_ids, group.positions_per_row)[scored]
@@ -78,7 +77,9 @@ class Scoring:
         with self.teacher.casting():
             if self._split is not None:
                 with self.watch("teacher"):
-                    hidden_NH = self._split.hidden(batch.inputs).flatten(0, 1)[scored]
+                    every_NH = self._split.hidden(batch.inputs).flatten(0, 1)
+                    # A teacher that is spread over devices gives them where its last layer is.
+                    hidden_NH = every_NH[scored.to(every_NH.device)].to(self.device)
             else:
                 with self.watch("teacher"):
                     every_BLV = self.teacher(**batch.inputs).flatten(0, -2)
@@ -93,6 +94,21 @@ class Scoring:
                     pieces.append(self._encode(logits_NV, gold[some], chances[some], some.start, encoded))
         encoded.columns = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
         return encoded
+
+    def ask(self, inputs: dict[str, Tensor], chosen: Tensor) -> Tensor:
+        """The teacher's logits [n, V] at the flat positions ``chosen`` [n] of a batch, not encoded."""
+        self._prove(inputs)
+        if self._split is None:
+            logits: Tensor = self.teacher(**inputs)
+            return logits.flatten(0, -2)[chosen, : self.targets]
+        every_NH = self._split.hidden(inputs).flatten(0, 1)
+        # A teacher that is spread over devices gives them where its last layer is.
+        return self._split.logits(every_NH[chosen.to(every_NH.device)].to(self.device), self.targets)
+
+    def _prove(self, inputs: dict[str, Tensor]) -> None:
+        """At the first batch, where real inputs are at hand."""
+        if not self._proved:
+            self._split, self._proved = self._make_split(inputs), True
 
     def _chunks(self, count: int) -> list[slice]:
         """Even pieces of at most ``chunk`` positions; an empty one where there are none."""

@@ -24,12 +24,13 @@ from distill_jobs.capture.watch import Watch
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import PartRecord, adopted
+from distill_jobs.errors import StoreError
 from distill_jobs.models.files import load_model
 from distill_jobs.models.head import SplitHead, split_head
 from distill_jobs.models.place import device_for, place
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.models.unscorable import unscorable
-from distill_jobs.store.fidelity.measure import FIDELITY, measure_store, numbers
+from distill_jobs.store.fidelity.measure import FIDELITY, measure_store, numbers, unmeasured
 from distill_jobs.store.plan import PARTS, StorePlan
 from distill_jobs.store.quarantine import Quarantined
 from distill_jobs.store.writer import write_part
@@ -84,7 +85,7 @@ class CaptureWorker:
 
         Returns:
             the part's rows, tokens, bytes, commit record, how many rows are in quarantine and the first few of them;
-            or the numbers that the tracker gets.
+            or the numbers that the tracker gets, none where nothing could be measured.
 
         Raises:
             HandBack: the actor has to go before the shard can be finished.
@@ -99,14 +100,20 @@ class CaptureWorker:
             raise
 
     def _measure(self) -> dict[str, Any]:
-        page = measure_store(
-            self.plan,
-            self.task.data,
-            self.teacher,
-            positions=self.task.fidelity_positions,
-            rows_at_once=max(1, self.sizes.tokens // self.facts.positions_per_row),
-            device=self.device,
-        )
+        try:
+            page = measure_store(
+                self.plan,
+                self.task.data,
+                self.teacher,
+                positions=self.task.fidelity_positions,
+                rows_at_once=max(1, self.sizes.tokens // self.facts.positions_per_row),
+                device=self.device,
+                ask=self.tools.scoring.ask,
+            )
+        except StoreError as error:
+            # A capture doesn't stand or fall with what is known about it.
+            self.task.store.write_json(FIDELITY, unmeasured(self.plan, str(error)))
+            return {}
         self.task.store.write_json(FIDELITY, page)
         return numbers(page)
 

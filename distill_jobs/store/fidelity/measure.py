@@ -12,7 +12,7 @@ from distill_jobs.errors import StoreError
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.store.fidelity.codings import Coding, compared, family, of_codec
 from distill_jobs.store.fidelity.compare import Kept, Softened, at_any_temperature, at_temperature
-from distill_jobs.store.fidelity.held_back import RANDOM, Chunk, HeldBack
+from distill_jobs.store.fidelity.held_back import RANDOM, Ask, Chunk, HeldBack
 from distill_jobs.store.fidelity.summary import Gathered, whatever_temperature
 from distill_jobs.store.fidelity.summary import at_temperature as means_at
 from distill_jobs.store.plan import StorePlan
@@ -43,6 +43,7 @@ def measure_store(
     students: dict[str, Scorer] | None = None,
     thorough: bool = False,
     progress: Progress | None = None,
+    ask: Ask | None = None,
 ) -> dict[str, Any]:
     """Measure the store's codec, and others beside it, where its teacher speaks of rows that were held back.
 
@@ -52,19 +53,27 @@ def measure_store(
         students: trained students, whose logits give the gradient; one of fresh logits is always there.
         thorough: whether to measure all at every temperature, and other ways to store a teacher as well; else only the
             store's own codec is measured at more than T = 1.
+        ask: asks the teacher; by default its own forward.
 
     Returns:
-        what ``fidelity.json`` holds.
+        what ``fidelity.json`` holds. Rows that the teacher can't score are left out, and counted.
+
+    Raises:
+        StoreError: there is nothing to measure on.
     """
     held = HeldBack(data, plan.make_facts(), positions, plan.seed)
     codings = codings_of(plan, references=thorough)
-    chunks = held.chunks(teacher, students or {}, device, rows_at_once)
-    measured, count = measure(chunks, codings, TEMPERATURES if thorough else (1.0,), progress)
+    chunks = held.chunks(teacher, students or {}, device, rows_at_once, ask)
+    try:
+        measured, count = measure(chunks, codings, TEMPERATURES if thorough else (1.0,), progress)
+    except StoreError as error:
+        raise StoreError(f"{error}; {held.left_out[0]}" if held.left_out else str(error)) from None
     page = {
         "version": _VERSION,
         "plan": plan.digest,
         "split": held.split,
         "positions": count,
+        "rows_left_out": len(held.left_out),
         "classes": plan.classes,
         "students": [RANDOM, *(students or {})],
         "codings": measured,
@@ -109,8 +118,25 @@ def measure(
     return made, count
 
 
+def unmeasured(plan: StorePlan, reason: str) -> dict[str, Any]:
+    """What ``fidelity.json`` holds where nothing could be measured; ``read`` takes it for none."""
+    page = {"version": _VERSION, "plan": plan.digest, "positions": 0, "codings": [], "reason": reason}
+    return {**page, "digest": digest(page)}
+
+
+def why_unmeasured(store: Folder) -> str | None:
+    """Why a store's fidelity could not be measured; None where it was, or nobody has tried."""
+    page = _page(store)
+    return str(page.get("reason") or "") or None if page else None
+
+
 def read(store: Folder, plan: StorePlan | None = None) -> dict[str, Any] | None:
     """What ``fidelity.json`` of a store holds; None where there is none, or it is of another plan or damaged."""
+    page = _page(store)
+    return page if page and page["codings"] and (plan is None or page["plan"] == plan.digest) else None
+
+
+def _page(store: Folder) -> dict[str, Any] | None:
     if not store.exists(FIDELITY):
         return None
     try:
@@ -120,7 +146,7 @@ def read(store: Folder, plan: StorePlan | None = None) -> dict[str, Any] | None:
         )
     except (FileError, TypeError, KeyError, AttributeError):
         return None
-    return dict(page) if sound and (plan is None or page["plan"] == plan.digest) else None
+    return dict(page) if sound else None
 
 
 def numbers(page: dict[str, Any]) -> dict[str, float]:

@@ -14,10 +14,11 @@ from capture_cases import LENGTH, columns_of, fail_with, lm_facts, make_task, ra
 
 from cluster import notice
 from cluster.errors import FileError, TransientFileError
-from distill_jobs.capture.isolate import DeviceLostError, Fault, NoRoomError, fault_of
+from distill_jobs.capture.isolate import DeviceLostError, NoRoomError
 from distill_jobs.capture.sizes import SIZES, Sizes
 from distill_jobs.capture.worker import CaptureWorker
 from distill_jobs.errors import CaptureError, DistillError, ModelError
+from distill_jobs.models.faults import Fault, fault_of
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
