@@ -82,7 +82,7 @@ def train(rank: Rank, settings: EngineConfig) -> dict[str, Any]:
             ids, shift, labels = batch(step, rank.rank, micro)
             rates.append(engine.learning_rate)
             engine.backward(loss_of(engine.forward(ids=ids, shift=shift), labels))
-            moved.append(engine.step())
+            moved.append(bool(engine.step()))
         norms.append(engine.gradient_norm)
     engine.eval()
     with torch.no_grad():

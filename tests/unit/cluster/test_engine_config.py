@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cluster.engine import _groups, resolve_precision
+from cluster.engine import resolve_precision
+from cluster.engine_build import _groups
 from cluster.engine_config import EngineConfig
 from cluster.errors import ClusterError, ResourceError
 
@@ -43,11 +44,11 @@ def test_the_rate_stays_between_zero_and_the_peak(schedule: str, total: int, sha
 
 def test_decay_spares_vectors_and_frozen_weights() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    matrices, vectors = _groups(model.parameters(), 0.1)
+    matrices, vectors = _groups(model, 0.1)
     assert [tuple(p.shape) for p in matrices["params"]] == [(4, 3)] and matrices["weight_decay"] == 0.1
     assert len(vectors["params"]) == 3 and vectors["weight_decay"] == 0.0
     with pytest.raises(ClusterError, match="every one is frozen"):
-        _groups([], 0.1)
+        _groups(model.requires_grad_(False), 0.1)
 
 
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
