@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cluster.errors import FileError
+from cluster.errors import FileError, TransientFileError
 from cluster.files import Folder, digest
 
 SIZES = "sizes"
@@ -53,14 +53,14 @@ class Sizes:
         try:
             page = self._folder.read_json(self._name) if self._folder.exists(self._name) else {}
             found = [page[name] for name in ("tokens", "chunk")] if page else []
-        except (FileError, TypeError, KeyError):
+        except (FileError, TransientFileError, TypeError, KeyError):
             return
         if found and all(map(_count, found)):
             self.tokens, self.chunk = min(self.tokens, found[0]), min(self.chunk, found[1])
 
     def _remember(self) -> None:
         # A shortcut for others, for which no capture should fail.
-        with suppress(FileError):
+        with suppress(FileError, TransientFileError):
             self._folder.write_json(self._name, {**self._of, "tokens": self.tokens, "chunk": self.chunk})
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.errors import FileError
+from cluster.errors import FileError, TransientFileError
 from cluster.files import Folder, is_temporary
 from distill_jobs.data import commit_index
 from distill_jobs.data.commit_index import FIELDS, SHA_BYTES
@@ -229,7 +229,7 @@ class Commits:
             return
         try:
             self.flush()
-        except FileError:
+        except (FileError, TransientFileError):
             # Without the index nothing is lost but time: whatever ails the storage, a part's own writing will tell.
             self._due += _AT_LEAST
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cluster.faults import pass_on
 from distill_jobs.data.flat import Damage, Tables, windows
 
 _MAGIC = b"ARROW1"
@@ -110,6 +111,7 @@ def read_schema(source: Any) -> pa.Schema:
         # Names are decoded when somebody first asks for them: better here than there.
         _ = schema.names
     except (pa.ArrowException, OSError, ValueError) as error:
+        pass_on("the footer of a part", error)
         raise Damage(" ".join(str(error).split())[:200] or type(error).__name__) from None
     return schema
 

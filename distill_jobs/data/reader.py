@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.errors import FileError
+from cluster.faults import pass_on
 from cluster.files import Folder
 from distill_jobs.data.cache import PartCache, Wanted
 from distill_jobs.data.flat import Damage
@@ -233,6 +234,7 @@ class TableReader:
                 raise Damage("its SHA-256 is not the one in the manifest")
             part = Part(mapped, self._layout(number, mapped))
         except (Damage, FileError, OSError, ValueError) as error:
+            pass_on(f"part {number} of {self.folder}", error)
             if self._cache is not None:
                 self._cache.drop(self.wanted([number])[0])
             raise self._broken(number, _flat(error)) from None

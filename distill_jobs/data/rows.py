@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from cluster.faults import pass_on
 from cluster.files import filesystem
 from distill_jobs.data.sources import Piece, Range, SourceFile, Survey, parquet, records
 from distill_jobs.errors import DataError
@@ -94,6 +95,7 @@ class RangeReader:
             try:
                 yield from self._piece(piece)
             except (OSError, pa.ArrowException) as error:
+                pass_on(piece.uri, error)
                 raise DataError(f"can't read {piece.uri}: {' '.join(str(error).split())}") from None
 
     def _piece(self, piece: Piece) -> Iterator[Rows]:

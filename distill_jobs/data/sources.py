@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from cluster.errors import FileError
+from cluster.faults import pass_on
 from cluster.files import Folder, filesystem
 from distill_jobs.errors import DataError
 from distill_jobs.spec import Data
@@ -173,6 +174,7 @@ def find(path: str, wanted: str = "auto") -> list[tuple[str, fs.FileInfo, str]]:
                 if not infos:
                     raise DataError(f"the folder {path} holds no data files ({', '.join(_FORMATS)})")
     except (FileError, OSError, pa.ArrowException) as error:
+        pass_on(path, error)
         raise DataError(f"can't list {path}: {' '.join(str(error).split())}") from None
     scheme = f"{path.partition('://')[0]}://" if "://" in path else ""
     return [(scheme + i.path, i, _format(i.path, wanted)) for i in sorted(infos, key=lambda i: str(i.path))]
@@ -239,6 +241,7 @@ def _measure(uri: str, info: fs.FileInfo, kind: str, name: str, known: dict[tupl
                 pass
             rows, offsets = 1 if kind == "text" else parquet(uri).metadata.num_rows, ()
     except (OSError, pa.ArrowException) as error:
+        pass_on(uri, error)
         raise DataError(f"can't read {uri}: {' '.join(str(error).split())}") from None
     return SourceFile(uri, name, kind, info.size, changed, digest.hexdigest(), rows, offsets)
 
@@ -249,6 +252,7 @@ def parquet(uri: str) -> pq.ParquetFile:
         system, path = filesystem(uri)
         return pq.ParquetFile(system.open_input_file(path))
     except (OSError, pa.ArrowException) as error:
+        pass_on(uri, error)
         raise DataError(f"{uri} is not a readable Parquet file: {' '.join(str(error).split())}") from None
 
 
