@@ -5,14 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from store_cases import LENGTH, VOCABULARY, lm_facts, make_data, make_store, table_facts
+from typer.testing import CliRunner
 
 from cluster.files import Folder
+from distill_jobs import spec
+from distill_jobs.cli_store import store as commands
 from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import record_name
 from distill_jobs.errors import StoreError
+from distill_jobs.models.build import build_model
+from distill_jobs.models.files import save_model
 from distill_jobs.store.check import check_signal
 from distill_jobs.store.codecs.dense import DenseCodec
 from distill_jobs.store.codecs.fields import STEP
@@ -116,6 +122,33 @@ def test_wrong_values_with_right_checksums(tmp_path: Path, codec, field, index, 
     rewrite(folder, data, list(TableReader(data / "train").batches(0)), rewritten)
     found = verify(folder, data)
     assert any(message in sentence and "part 0" in sentence for sentence in found), found
+
+
+def test_wrong_data_with_right_checksums(tmp_path: Path) -> None:
+    folder, data, facts = Folder(str(tmp_path / "store")), Folder(str(tmp_path / "data")), table_facts()
+    make_data(data, facts)
+    make_store(folder, facts, data, DenseCodec())
+    batch = next(iter(TableReader(data / "train").batches(0)))
+    features = np.array(batch.column("features").flatten())
+    features[4] = np.nan
+    at = batch.schema.get_field_index("features")
+    batch = batch.set_column(at, batch.schema.field(at), pa.FixedSizeListArray.from_arrays(pa.array(features), 3))
+    rows, labels = batch.num_rows, torch.from_numpy(np.array(batch.column("label")))
+    rewrite(folder, data, [batch], [DenseCodec().encode(torch.randn(rows, facts.targets), labels)])
+    found = verify(folder, data)
+    assert len(found) == 1 and "part 0" in found[0] and "not finite" in found[0]
+
+
+def test_another_teacher_is_named(tmp_path: Path) -> None:
+    folder, data, facts = Folder(str(tmp_path / "store")), Folder(str(tmp_path / "data")), table_facts()
+    make_data(data, facts)
+    make_store(folder, facts, data, DenseCodec())
+    teacher = Folder(str(tmp_path / "teacher" / "model"))
+    model = spec.Model.model_validate({"mlp": {"hidden": (2,)}})
+    save_model(build_model(model, facts, seed=0), teacher, facts, data)
+    assert verify(folder, data, teacher) == [f"the store was made by another teacher than the one in {teacher}"]
+    told = CliRunner().invoke(commands, ["verify", str(folder)])
+    assert told.exit_code == 1 and "another teacher" in told.output and "1 violations" in told.output
 
 
 @pytest.mark.parametrize("codec", [TOPK, DenseCodec(), HYBRID, SAMPLED, HybridCodec(48, 16), HybridCodec(60, 2)])
