@@ -25,10 +25,10 @@ from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import PartRecord, adopted
 from distill_jobs.errors import StoreError
-from distill_jobs.models.files import load_model
 from distill_jobs.models.head import SplitHead, split_head
-from distill_jobs.models.place import device_for, place
+from distill_jobs.models.place import device_for, load_placed
 from distill_jobs.models.scorer import Scorer
+from distill_jobs.models.spread import spread_for
 from distill_jobs.models.unscorable import unscorable
 from distill_jobs.store.fidelity.measure import FIDELITY, measure_store, numbers, unmeasured
 from distill_jobs.store.plan import PARTS, StorePlan
@@ -75,7 +75,14 @@ class CaptureWorker:
         self.table = TableReader(task.data / "train")
         self.plan = StorePlan.load(task.store)
         self.device = device_for(task.devices)
-        self.teacher = place(load_model(task.teacher), self.device, task.precision)
+        self.teacher = load_placed(
+            task.teacher,
+            self.device,
+            task.precision,
+            autocast=task.autocast,
+            compile=task.compile,
+            spread=spread_for(task.devices),
+        )
         self.watch, self.tally = Watch(self.device), Tally()
         self.sizes = self._sizes()
         self.tools = self._tools()
