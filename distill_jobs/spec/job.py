@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 
 from distill_jobs.spec.base import Part
 from distill_jobs.spec.capture import Capture
-from distill_jobs.spec.parts import Cluster, Costs, Data, Distill, Evaluate, Student, Teacher, Tracking
+from distill_jobs.spec.distill import Distill
+from distill_jobs.spec.parts import Cluster, Costs, Data, Evaluate, Student, Teacher, Tracking
 from distill_jobs.spec.reading import Reading
 
 
@@ -52,4 +53,17 @@ class Job(Part):
                 raise ValueError(f"{role}.model.gguf is a language model and takes documents, not {kind}")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds holds a seed twice")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> Self:
+        codec = self.capture.codec
+        refused = self.distill.loss.refusal(codec.kind) if codec else None
+        if refused:
+            raise ValueError(refused)
+        if self.distill.follows_learning_rate and self.student.train.schedule == "constant":
+            raise ValueError(
+                "distill has a wsd schedule, which follows the learning rate down, but student.train.schedule is "
+                "constant: choose another for one of them"
+            )
         return self

@@ -84,16 +84,22 @@ def _keys(loc: tuple[str | int, ...]) -> list[str | int]:
 
 def _nearest(loc: tuple[str | int, ...]) -> str:
     model: Any = Job
-    for step in loc[:-1]:
-        model = _model_in(model.model_fields[step].annotation) if step in getattr(model, "model_fields", {}) else None
-    names = list(getattr(model, "model_fields", {}))
+    for step in _keys(loc[:-1]):
+        if not isinstance(step, int):
+            model = _model_in(model.model_fields[step].annotation) if step in _fields(model) else None
+    names = [field.alias or name for name, field in _fields(model).items()]
     close = difflib.get_close_matches(str(loc[-1]), names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known keys here: {', '.join(names)}"
 
 
+def _fields(model: Any) -> dict[str, Any]:
+    return dict(getattr(model, "model_fields", {}))
+
+
 def _model_in(annotation: Any) -> Any:
-    options = [annotation, *get_args(annotation)]
-    return next((a for a in options if isinstance(a, type) and issubclass(a, BaseModel)), None)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)
 
 
 def _short(value: Any) -> str:

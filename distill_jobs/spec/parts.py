@@ -5,7 +5,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from distill_jobs.spec.base import OneOf, Part, Positive, Share
-from distill_jobs.spec.reading import Mix
 from distill_jobs.spec.train import Train
 
 Paths = str | tuple[str, ...]
@@ -151,24 +150,6 @@ class Student(Part):
 
     model: Model
     train: Train
-
-
-class Distill(Part):
-    """``L = (1-alpha)·CE(student, hard) + alpha·T²·KL(teacher_T ‖ student_T)``.
-
-    ``mix`` names further stores; the job's own gives the samples that their shares leave.
-    """
-
-    temperature: Annotated[float, Field(ge=0.5, le=10.0)] = 2.0
-    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
-    mix: tuple[Mix, ...] = ()
-
-    @model_validator(mode="after")
-    def _mix_leaves_own(self) -> Self:
-        taken = sum(other.share for other in self.mix)
-        if taken > 0.999:
-            raise ValueError(f"the shares in mix add up to {taken:g}; leave the job's own store at least 0.001")
-        return self
 
 
 class Evaluate(Part):
