@@ -48,10 +48,10 @@ def inputs_of(job: Job) -> Inputs:
     student = {**code, **flatten(tree["student"], "student"), "weights": _weights(job.student.model)}
     # A baseline reads nothing of the teacher, unless it starts from its layers: another T or alpha leaves it alone.
     start = {"teacher": digest(teacher)} if job.student.model.kind == "init_from_teacher" else {}
-    mix = {"distill.mix": tree["distill"].pop("mix"), "mixed": _mixed(job)}
+    mix = {"distill.mix": tree["distill"]["mix"], "mixed": _mixed(job)}
     for seed in job.seeds:
         own = {**student, **mix, "seed": seed}
-        inputs[f"student/{seed}"] = {**own, "capture": digest(capture), **flatten(tree["distill"], "distill")}
+        inputs[f"student/{seed}"] = {**own, "capture": digest(capture), **flatten(job.distill.inputs(), "distill")}
         inputs[f"baseline/{seed}"] = {**own, "prepare": digest(prepare), **start}
     arms = {name: digest(values) for name, values in inputs.items() if "/" in name}
     inputs["evaluate"] = {**code, **arms, "teacher": digest(teacher), **flatten(tree["evaluate"], "evaluate")}
@@ -91,6 +91,8 @@ def arms_of(job: Job, inputs: Inputs) -> list[Arm]:
                     train=job.student.train,
                     alpha=alpha,
                     temperature=job.distill.temperature,
+                    loss=job.distill.loss,
+                    standardise=job.distill.standardise,
                     digest=digest(own),
                     inputs=own,
                 )

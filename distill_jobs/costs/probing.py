@@ -14,13 +14,14 @@ from distill_jobs.costs.sample import counts, prepare_sample
 from distill_jobs.data.batch import Batch, make_batch
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
-from distill_jobs.losses import distillation_loss
+from distill_jobs.losses import distillation_loss, make_loss
 from distill_jobs.models.build import build_model
 from distill_jobs.models.files import load_model, save_model
 from distill_jobs.models.place import device_for, place
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.models.teacher import import_teacher
 from distill_jobs.spec import Job, Train
+from distill_jobs.spec.distill import greatest
 from distill_jobs.store.codecs import bytes_per_position, make_codec
 from distill_jobs.store.signal import TeacherSignal
 
@@ -102,12 +103,15 @@ class ProbeWorker:
                 logits = teacher(**batch.inputs).flatten(0, -2)[keep][:, : facts.targets]
                 encoded = codec.encode(logits, labels)
             signal = codec.decode(encoded, facts.targets)
-        alpha = self.job.distill.alpha if signal is not None else 0.0
+        distill = self.job.distill
+        # At its largest the soft part counts; how far it moves changes no time.
+        alpha, temperature = (greatest(distill.alpha) if signal is not None else 0.0), greatest(distill.temperature)
+        soft = make_loss(distill.loss, distill.standardise)
         model.to(self.device, torch.float32).train()
 
         def step() -> None:
             logits = model(**batch.inputs).flatten(0, -2)[keep]
-            loss = distillation_loss(logits, labels, signal, alpha, self.job.distill.temperature).total
+            loss = distillation_loss(logits, labels, signal, alpha, temperature, soft).total
             torch.autograd.backward(loss)
             model.zero_grad()
 

@@ -1,8 +1,41 @@
-"""The loss of a student: hard labels and the teacher's soft ones. A new soft loss is one line in ``LOSSES``."""
+"""The loss of a student: hard labels and the teacher's soft ones.
 
+A new soft loss is a function of ``Cells`` in a file here and one line in ``LOSSES``; what the spec may say of it is
+declared in ``spec.distill``.
+"""
+
+from distill_jobs.losses import divergences
+from distill_jobs.losses.kinds import FORWARD_KL, Kind, SoftLoss
+from distill_jobs.losses.schedule import value_at
 from distill_jobs.losses.soft import forward_kl
-from distill_jobs.losses.total import LossParts, SoftLoss, distillation_loss
+from distill_jobs.losses.total import LossParts, distillation_loss
+from distill_jobs.spec import distill as spec
 
-LOSSES: dict[str, SoftLoss] = {"forward_kl": forward_kl}
+LOSSES: dict[str, Kind] = {
+    "forward_kl": FORWARD_KL,
+    "reverse_kl": Kind(divergences.reverse_kl, spec.ReverseKL),
+    "jensen_shannon": Kind(divergences.jensen_shannon, spec.JensenShannon),
+    "skew_forward_kl": Kind(divergences.skew_forward_kl, spec.SkewForwardKL),
+    "skew_reverse_kl": Kind(divergences.skew_reverse_kl, spec.SkewReverseKL),
+    "adaptive_kl": Kind(divergences.adaptive_kl, spec.AdaptiveKL),
+    "total_variation": Kind(divergences.total_variation, spec.TotalVariation, power=1),
+    "decoupled": Kind(divergences.decoupled, spec.Decoupled),
+    "mse": Kind(divergences.mse, spec.Mse),
+}
 
-__all__ = ["LOSSES", "LossParts", "SoftLoss", "distillation_loss", "forward_kl"]
+__all__ = [
+    "LOSSES",
+    "Kind",
+    "LossParts",
+    "SoftLoss",
+    "distillation_loss",
+    "forward_kl",
+    "make_loss",
+    "value_at",
+]
+
+
+def make_loss(loss: spec.Loss | None = None, standardise: bool = False) -> SoftLoss:
+    """The soft loss that a spec asks for; without one the forward KL."""
+    wanted = loss or spec.Loss(forward_kl=spec.ForwardKL())
+    return SoftLoss(LOSSES[wanted.kind], wanted.chosen, standardise)

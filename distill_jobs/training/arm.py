@@ -69,7 +69,7 @@ def _train(arm: Arm, task: TrainTask, scorer: Scorer, validation: Source, rank: 
     if task.store is None:
         train = split_source(task.data, "train", task.reading)
     else:
-        train = store_source(task.store, task.data, arm.alpha > 0, task.reading, task.mix)
+        train = store_source(task.store, task.data, arm.reads_soft, task.reading, task.mix)
     steps = steps_of(train.rows, arm.train.epochs, arm.train.steps, arm.train.batch_size)
     # The same for student and baseline: dropout and the like must not make the arms differ.
     torch.manual_seed(arm.seed)

@@ -12,7 +12,7 @@ from cluster.engine import Engine
 from cluster.gang import Rank
 from distill_jobs.data.batch import Batch
 from distill_jobs.errors import TrainingError
-from distill_jobs.losses import LossParts, distillation_loss
+from distill_jobs.losses import LossParts, distillation_loss, make_loss, value_at
 from distill_jobs.store.signal import TeacherSignal
 from distill_jobs.training.feed import even_shares, share_of_rank
 from distill_jobs.training.source import Source
@@ -38,6 +38,7 @@ class Loop:
         self.arm, self.engine, self.rank, self.steps = arm, engine, rank, steps
         self.train, self.validation = train, validation
         self.order = train.order(arm.seed)
+        self.soft = make_loss(arm.loss, arm.standardise)
         self.progress = Progress()
         self.every = max(1, math.ceil(train.rows / arm.train.batch_size))
         self.log_every = max(1, steps // 100)
@@ -77,7 +78,7 @@ class Loop:
         [total] = self.engine.sum([scored]) if self.rank.world_size > 1 else [scored]
         sums = torch.zeros(3, device=self.rank.device)
         for batch, signal in loaded:
-            parts = self._loss(batch, signal)
+            parts = self._loss(batch, signal, step)
             self._refuse_non_finite(parts, batch, step)
             # The engine averages over ranks and micro-batches, which hold unequally many scored positions: the
             # weight makes it the mean over all positions of the step, as the convention says.
@@ -90,11 +91,17 @@ class Loop:
         mean = sums / max(1.0, scored)
         return LossParts(mean[0], mean[1], mean[2], int(scored)), time.perf_counter() - started
 
-    def _loss(self, batch: Batch, signal: TeacherSignal | None) -> LossParts:
+    def _loss(self, batch: Batch, signal: TeacherSignal | None, step: int) -> LossParts:
         keep = (batch.labels != -100).flatten()
         logits = self.engine.forward(**batch.inputs).flatten(0, -2)[keep]
-        labels, spec, classes = batch.labels.flatten()[keep], self.arm, self.train.facts.targets
-        return distillation_loss(logits, labels, signal, spec.alpha, spec.temperature, classes=classes)
+        labels, classes = batch.labels.flatten()[keep], self.train.facts.targets
+        alpha, temperature = self._weights(step)
+        return distillation_loss(logits, labels, signal, alpha, temperature, self.soft, classes)
+
+    def _weights(self, step: int) -> tuple[float, float]:
+        """Alpha and T of a step."""
+        config = self.engine.config
+        return value_at(self.arm.alpha, step, config), value_at(self.arm.temperature, step, config)
 
     def _refuse_non_finite(self, parts: LossParts, batch: Batch, step: int) -> None:
         if parts.positions and not torch.isfinite(parts.total):
@@ -114,6 +121,8 @@ class Loop:
             "learning_rate": self.engine.learning_rate,
             "positions_per_second": parts.positions * self.rank.world_size / seconds,
         }
+        if self.arm.reads_soft:
+            entry["alpha"], entry["temperature"] = self._weights(step)
         if self.engine.gradient_norm is not None:
             entry["gradient_norm"] = self.engine.gradient_norm
         self.progress.history.append(entry)

@@ -5,6 +5,7 @@ from typing import Any
 
 from cluster.files import Folder
 from distill_jobs.spec import Model, Train
+from distill_jobs.spec.distill import Loss, Moving, greatest
 from distill_jobs.spec.reading import Mix, Reading
 
 
@@ -12,7 +13,7 @@ from distill_jobs.spec.reading import Mix, Reading
 class Arm:
     """One model trained once: the teacher, or the student or the no-teacher baseline with one seed.
 
-    ``alpha`` 0 trains on hard labels alone; then the soft targets aren't read.
+    ``alpha`` 0 trains on hard labels alone; then the soft targets aren't read. Without ``loss`` it is the forward KL.
     """
 
     role: str
@@ -20,10 +21,17 @@ class Arm:
     folder: Folder
     model: Model
     train: Train
-    alpha: float
-    temperature: float
+    alpha: Moving
+    temperature: Moving
     digest: str
     inputs: dict[str, Any]
+    loss: Loss | None = None
+    standardise: bool = False
+
+    @property
+    def reads_soft(self) -> bool:
+        """Whether the teacher's soft targets count at some step."""
+        return greatest(self.alpha) > 0
 
     @property
     def name(self) -> str:
