@@ -70,14 +70,16 @@ def save_model(
     folder.write_json(SERVING, serving)
 
 
-def load_model(folder: Folder, *, dtype: torch.dtype | None = None, spread: int = 1) -> Scorer:
-    """Load a saved model on the CPU, in eval mode.
+def load_model(folder: Folder, *, dtype: torch.dtype | None = None, device: str = "cpu", spread: int = 1) -> Scorer:
+    """Load a saved model, in eval mode.
 
     A factory model's folder names the code to call: load such folders only from where you would run code.
 
     Args:
         dtype: the precision of a Hugging Face model's weights, converted one by one while they are read; fp32 by
             default. Other models are loaded in fp32.
+        device: where a Hugging Face model's weights go straight from the file; on the CPU those that need no
+            conversion stay mapped, and a node's processes share them. Other models are loaded on the CPU.
         spread: from 2 on, the layers of a Hugging Face model go straight to so many GPUs of this process.
 
     Raises:
@@ -93,7 +95,7 @@ def load_model(folder: Folder, *, dtype: torch.dtype | None = None, spread: int 
     with local_copy(folder) as path:
         if origin["kind"] == "hf":
             with huggingface.said(f"can't load the model in {folder}"):
-                core = _read_hugging_face(path, facts, dtype or torch.float32, spread)
+                core = _read_hugging_face(path, facts, dtype or torch.float32, device, spread)
         else:
             core = factory.revive(origin) if origin["kind"] == "factory" else builtin.revive(origin)
             _read_plain(core, path / WEIGHTS, folder)
@@ -135,11 +137,11 @@ def local_copy(folder: Folder) -> Iterator[Path]:
         yield fetch(folder, Path(scratch))
 
 
-def _read_hugging_face(path: Path, facts: DataFacts, dtype: torch.dtype, spread: int) -> nn.Module:
+def _read_hugging_face(path: Path, facts: DataFacts, dtype: torch.dtype, device: str, spread: int) -> nn.Module:
     auto = huggingface.auto_class(facts.features)
-    where = {"device_map": layer_map(auto, path, dtype, gpus(spread))} if spread > 1 else {}
+    where = layer_map(auto, path, dtype, gpus(spread)) if spread > 1 else {"": device}
     core: nn.Module = auto.from_pretrained(
-        path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True, **where
+        path, dtype=dtype, device_map=where, use_safetensors=True, trust_remote_code=False, local_files_only=True
     )
     return core
 

@@ -30,7 +30,8 @@ def load_placed(
     Raises:
         ModelError: it is not there or not whole, or can't be spread or compiled.
     """
-    scorer = load_model(folder, dtype=weights_dtype(device, precision, autocast=autocast), spread=spread)
+    dtype = weights_dtype(device, precision, autocast=autocast)
+    scorer = load_model(folder, dtype=dtype, device=device, spread=spread)
     return place(scorer, device, precision, autocast=autocast, compile=compile)
 
 
