@@ -120,7 +120,8 @@ def refusals(config: EngineConfig) -> list[str]:
 
 def settings_of(config: EngineConfig, size: int) -> dict[str, Any]:
     """DeepSpeed's own config for a model of ``size`` trained parameters; the user's keys come on top."""
-    bucket = max(1, min(_BUCKET, size))
+    # DeepSpeed takes no odd bucket.
+    bucket = max(2, min(_BUCKET, size + size % 2))
     zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if config.zero_stage == 3:
         zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_max_live_parameters": 10 * _BUCKET}
