@@ -68,11 +68,13 @@ class Kind:
     def usage(self, now: float, wall: float) -> Usage:
         """What the crew has held by now."""
         held = self.gone_seconds + self.placed * now - self.since
+        devices, accelerator = held * self.crew.gpus, self.crew.accelerator
         return Usage(
-            device_seconds=held * self.crew.gpus,
+            device_seconds=devices,
             core_seconds=held * self.crew.cpus,
             cpu_seconds=self.cpu_seconds,
             wall_seconds=wall,
+            by_accelerator={accelerator: devices} if accelerator is not None else {},
         )
 
 

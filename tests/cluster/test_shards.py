@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 
+from cluster import notice
 from cluster.errors import ClusterError, FileError, ResourceError, ShardError
 from cluster.session import Session
 from cluster.shards import Crew, PoolReport, map_shards
@@ -96,6 +97,55 @@ def test_killed_actors_are_replaced(session: Session, tmp_path: Path) -> None:
     assert found == {n: n for n in range(6)}
     assert (report.retried, report.lost_actors) == (3, 3)
     assert free_cpus(session) == 2
+
+
+class Leaving:
+    """Waits at shard 0, the first time, until its process is told to go; then hands back, or has to be killed."""
+
+    def __init__(self, folder: Path, stubborn: bool) -> None:
+        self.folder, self.stubborn = folder, stubborn
+
+    def run(self, shard: int) -> int:
+        notice.tell(begun=1.0)
+        if shard == 0 and not (self.folder / "pid").exists():
+            (self.folder / "pid.new").write_text(str(os.getpid()))
+            (self.folder / "pid.new").rename(self.folder / "pid")
+            while self.stubborn or not notice.leaving():
+                time.sleep(0.02)
+            assert notice.seconds_left() is None
+            raise notice.HandBack
+        return os.getpid()
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_an_actor_that_is_told_to_go_costs_no_retry(session: Session, tmp_path: Path, stubborn: bool) -> None:
+    pids: list[int] = []
+
+    def send() -> None:
+        deadline = time.time() + 60
+        while not (tmp_path / "pid").exists() and time.time() < deadline:
+            time.sleep(0.02)
+        pids.append(int((tmp_path / "pid").read_text()))
+        os.kill(pids[0], signal.SIGTERM)
+        if stubborn:
+            time.sleep(1.0)
+            os.kill(pids[0], signal.SIGKILL)
+
+    told: list[float] = []
+    sender = threading.Thread(target=send)
+    sender.start()
+    found, report = collect(
+        session,
+        lambda: Leaving(tmp_path, stubborn),
+        list(range(3)),
+        1,
+        retries=0,
+        on_progress=lambda progress: told.append(progress.told.get("begun", 0.0)),
+    )
+    sender.join()
+    assert (report.handed_back, report.retried, report.lost_actors) == (1, 0, int(stubborn))
+    assert found.keys() == {0, 1, 2} and found[0] != pids[0]
+    assert told[-1] == 2.0
 
 
 def test_a_shard_that_raises_is_tried_again(session: Session, tmp_path: Path) -> None:
