@@ -12,7 +12,7 @@ import pytest
 from store_cases import lm_facts, make_data, make_store
 
 from cluster.files import Folder
-from cluster.meter import Usage
+from cluster.shards import PoolReport
 from distill_jobs.capture import stage as capture_stage
 from distill_jobs.data import prepare
 from distill_jobs.data.facts import DataFacts
@@ -93,7 +93,7 @@ def do(job: Job, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]
         worker = crews[0].make()
         for shard in shards:
             on_result(shard, worker.run(shard))
-        return SimpleNamespace(usage=Usage())
+        return PoolReport()
 
     monkeypatch.setattr(capture_stage, "map_shards", here)
     workdir = Folder(job.workdir)
@@ -102,9 +102,10 @@ def do(job: Job, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]
         work, shards = prepare.plan(job, workdir / "data")
         for shard in shards["train"]:
             PrepareWorker(work).run(shard)
-        facts = prepare.finish(job, work, shards)
+        facts, _ = prepare.finish(job, work, shards)
         teacher_once(job, workdir, facts)
-        return capture_stage.capture(job, None, workdir, lambda *_: None)[0]  # type: ignore[arg-type]
+        nowhere: Any = SimpleNamespace(accelerator=lambda: None)
+        return capture_stage.capture(job, nowhere, workdir, lambda *_: None)[0]
 
     return both
 

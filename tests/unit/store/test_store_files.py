@@ -16,7 +16,7 @@ from distill_jobs.errors import StoreError, VocabularyError
 from distill_jobs.losses import distillation_loss
 from distill_jobs.store.codecs.dense import DenseCodec
 from distill_jobs.store.codecs.topk import TopKCodec
-from distill_jobs.store.plan import StorePlan, check_student, check_teacher
+from distill_jobs.store.plan import StorePlan, check_student, check_teacher, workdir_of
 from distill_jobs.store.reader import LogitStore
 from distill_jobs.store.signal import TeacherSignal
 from distill_jobs.store.verify import verify
@@ -123,6 +123,12 @@ def test_contracts() -> None:
         check_teacher(plan, "teacher-1", dataclasses.replace(facts, fingerprint="data-2"))
     with pytest.raises(VocabularyError, match="the teacher gives 49"):
         StorePlan.make(facts, TopKCodec(4), "teacher-1", VOCABULARY - 1)
+
+
+def test_the_workdir_of_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert workdir_of(Folder("store")) == workdir_of(Folder(f"{tmp_path}/store/")) == Folder(str(tmp_path))
+    assert workdir_of(Folder("s3://bucket/run/store")) == Folder("s3://bucket/run")
 
 
 def test_plans_that_are_refused(tmp_path: Path) -> None:

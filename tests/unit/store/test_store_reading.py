@@ -115,9 +115,9 @@ def test_a_part_is_fetched_once_whoever_asks(bucket: Folder, tmp_path: Path, mon
     fetched: list[str] = []
     copy = PartCache._copy
 
-    def counted(cache: PartCache, wanted: Wanted, size: int, final: Path) -> None:
+    def counted(cache: PartCache, wanted: Wanted, final: Path) -> None:
         fetched.append(wanted.name)
-        copy(cache, wanted, size, final)
+        copy(cache, wanted, final)
 
     monkeypatch.setattr(PartCache, "_copy", counted)
     tables = [TableReader(bucket / "one" / "data" / "train", cache=PartCache(tmp_path)) for _ in range(3)]
