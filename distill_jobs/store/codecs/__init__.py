@@ -10,8 +10,8 @@ from distill_jobs.store.codecs.sampled import SampledCodec
 from distill_jobs.store.codecs.topk import TopKCodec
 
 if TYPE_CHECKING:
-    from distill_jobs.data.facts import DataFacts
     from distill_jobs import spec
+    from distill_jobs.data.facts import DataFacts
 
 CODECS: dict[str, type[Codec]] = {
     "dense": DenseCodec,
