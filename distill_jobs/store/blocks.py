@@ -21,9 +21,13 @@ def rows_in_cache(tensor: Tensor) -> int:
     return max(1, min(budget // max(1, tensor.shape[1]), len(tensor)))
 
 
-def by_blocks(work: Callable[[slice], Made], over: Tensor) -> list[Made]:
-    """``work`` on every block of the rows of ``over`` [N, V], in order and without gradients."""
-    size = rows_in_cache(over)
+def by_blocks(work: Callable[[slice], Made], over: Tensor, rows: int | None = None) -> list[Made]:
+    """``work`` on every block of the rows of ``over`` [N, V], in order and without gradients.
+
+    Args:
+        rows: of a block; default as many as stay in a core's cache. More for work of many small steps a block.
+    """
+    size = rows or rows_in_cache(over)
     blocks = [slice(start, start + size) for start in range(0, max(1, len(over)), size)]
     inference, threads = torch.is_inference_mode_enabled(), torch.get_num_threads()
 
