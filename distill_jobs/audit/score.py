@@ -18,8 +18,7 @@ from distill_jobs.data.batch import Batch, make_batch
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import commit_part
-from distill_jobs.models.files import load_model
-from distill_jobs.models.place import device_for, place
+from distill_jobs.models.place import device_for, load_placed
 from distill_jobs.models.scorer import Scorer
 
 SUMS = ("nll", "correct", "agree", "kl")
@@ -48,7 +47,7 @@ class ScoreWorker:
         self.facts = DataFacts.load(task.data)
         self.table = TableReader(task.data / "test")
         self.device = device_for(task.devices)
-        self.models = {n: place(load_model(f), self.device, task.precision) for n, f in task.models.items()}
+        self.models = {n: load_placed(f, self.device, task.precision) for n, f in task.models.items()}
         self.rows_per_batch = max(1, task.batch_tokens // self.facts.positions_per_row)
 
     def run(self, shard: tuple[str, Any]) -> dict[str, Any]:

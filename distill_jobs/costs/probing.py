@@ -17,8 +17,9 @@ from distill_jobs.data.reader import TableReader
 from distill_jobs.losses import distillation_loss, make_loss
 from distill_jobs.models.build import build_model
 from distill_jobs.models.files import load_model, save_model
-from distill_jobs.models.place import device_for, place
+from distill_jobs.models.place import device_for, load_placed, place
 from distill_jobs.models.scorer import Scorer
+from distill_jobs.models.spread import spread_for
 from distill_jobs.models.teacher import import_teacher
 from distill_jobs.spec import Job, Train
 from distill_jobs.spec.distill import greatest
@@ -33,7 +34,8 @@ class ProbeWorker:
 
     def __init__(self, job: Job, data: Folder | None, teacher: Folder | None) -> None:
         self.job, self.prepared, self.taught = job, data, teacher
-        self.device = device_for(job.capture.crews[0].gpus_per_actor)
+        self.gpus = job.capture.crews[0].gpus_per_actor
+        self.device = device_for(self.gpus)
 
     def run(self, scratch: str) -> dict[str, Any]:
         """Measure; returns ``Sizes`` and ``Rates`` as plain values.
@@ -54,7 +56,7 @@ class ProbeWorker:
     def _rates(self, facts: DataFacts, teacher: Scorer, student: Scorer) -> Rates:
         job = self.job
         taught = self._row_seconds(teacher, job.teacher.train, facts) if job.teacher.train else 0.0
-        place(teacher, self.device, job.capture.precision)
+        place(teacher, self.device, job.capture.precision, autocast=job.capture.autocast)
         codec = make_codec(job.capture.codec, facts)
         batch = self._batch(facts, int(job.capture.crews[0].batch_tokens or 0) // facts.positions_per_row // 2)
 
@@ -77,8 +79,14 @@ class ProbeWorker:
         )
 
     def _teacher(self, facts: DataFacts, scratch: Folder) -> tuple[Scorer, Folder]:
-        if self.taught is not None:
+        if self.taught is not None and self.job.teacher.train is not None:
             return load_model(self.taught), self.taught
+        if self.taught is not None:
+            spec = self.job.capture
+            spread = spread_for(self.gpus)
+            return load_placed(
+                self.taught, self.device, spec.precision, autocast=spec.autocast, spread=spread
+            ), self.taught
         model = self.job.teacher.model
         if self.job.teacher.train is None:
             return import_teacher(model, facts, self.data, scratch), scratch
@@ -135,4 +143,5 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def _bytes(model: Scorer) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    """Of the saved model, which is in fp32."""
+    return 4 * sum(p.numel() for p in model.parameters())

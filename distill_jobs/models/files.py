@@ -8,8 +8,6 @@ which the folder alone can serve. ``serving.json`` is written last: without it t
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import FileError
-from cluster.files import Folder, fetch
+from cluster.files import Folder
+from cluster.node_cache import node_copy
 from distill_jobs.data.encoder import ENCODER
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.tokenizer import TokenizerFacts
@@ -92,13 +91,15 @@ def load_model(folder: Folder, *, dtype: torch.dtype | None = None, device: str 
             f"only Hugging Face models can be spread over several GPUs, and the one in {folder} is a {origin['kind']} "
             f"model: set gpus_per_actor to 1"
         )
-    with local_copy(folder) as path:
-        if origin["kind"] == "hf":
-            with huggingface.said(f"can't load the model in {folder}"):
-                core = _read_hugging_face(path, facts, dtype or torch.float32, device, spread)
-        else:
-            core = factory.revive(origin) if origin["kind"] == "factory" else builtin.revive(origin)
-            _read_plain(core, path / WEIGHTS, folder)
+    # A remote folder is fetched once for all processes of a node, and stays as long as one of them uses it.
+    path = node_copy(folder, serving["digest"])
+    read_serving(Folder(str(path)))
+    if origin["kind"] == "hf":
+        with huggingface.said(f"can't load the model in {folder}"):
+            core = _read_hugging_face(path, facts, dtype or torch.float32, device, spread)
+    else:
+        core = factory.revive(origin) if origin["kind"] == "factory" else builtin.revive(origin)
+        _read_plain(core, path / WEIGHTS, folder)
     scorer = Scorer(core, origin, facts.features, facts.packing).eval()
     scorer.outputs = serving["outputs"]
     return scorer
@@ -128,13 +129,6 @@ def read_serving(folder: Folder) -> tuple[dict[str, Any], DataFacts]:
     if not whole:
         raise ModelError(f"the model in {folder} is damaged: its weights don't have the length that {SERVING} says")
     return serving, facts
-
-
-@contextmanager
-def local_copy(folder: Folder) -> Iterator[Path]:
-    """The folder as a local path; a remote one is fetched for as long as the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-        yield fetch(folder, Path(scratch))
 
 
 def _read_hugging_face(path: Path, facts: DataFacts, dtype: torch.dtype, device: str, spread: int) -> nn.Module:

@@ -5,8 +5,8 @@ from typing import Any
 from cluster.files import Folder
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.errors import StoreError
-from distill_jobs.models.files import SERVING, load_model, model_digest, read_serving
-from distill_jobs.models.place import device_for, place
+from distill_jobs.models.files import SERVING, model_digest, read_serving
+from distill_jobs.models.place import device_for, load_placed
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.store.fidelity.measure import FIDELITY, Progress, measure_store, read
 from distill_jobs.store.plan import StorePlan, check_student, check_teacher, workdir_of
@@ -48,7 +48,7 @@ def fidelity_of(
     page = measure_store(
         plan,
         data,
-        place(load_model(teacher), device, "auto"),
+        load_placed(teacher, device, "auto"),
         positions=positions,
         rows_at_once=max(1, _TOKENS_AT_ONCE // plan.positions_per_row),
         device=device,
@@ -70,4 +70,4 @@ def _students(workdir: Folder, given: Folder | None) -> dict[str, Folder]:
 def _student(folder: Folder, plan: StorePlan, device: str) -> Scorer:
     serving, facts = read_serving(folder)
     check_student(plan, serving["outputs"], facts.tokenizer_sha)
-    return place(load_model(folder), device, "auto")
+    return load_placed(folder, device, "auto")

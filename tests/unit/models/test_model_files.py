@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,30 @@ def test_a_factory_teacher_counts_its_source_in_the_digest(tmp_path: Path, monke
         digests.add(brought_digest(model))
     assert len(digests) == 2
     assert np.all([len(d) == 16 for d in digests])
+
+
+def test_a_remote_model_is_fetched_once_for_all_processes_of_a_node(
+    s3: Callable[[str], Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_NODE_CACHE", str(tmp_path / "cache"))
+    remote, original = s3("models") / "teacher", build_model(config(LLAMA), LM, seed=2)
+    save_model(original, remote, LM, Folder(str(tmp_path / "data")))
+    first = load_model(remote)
+    (copy,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    weights = copy / "model.safetensors"
+    stamp = weights.stat()
+    second = load_model(remote)
+    assert (weights.stat().st_ino, weights.stat().st_mtime_ns) == (stamp.st_ino, stamp.st_mtime_ns)
+    with torch.no_grad():
+        expected = original(**sample_inputs(LM))
+        assert torch.equal(first(**sample_inputs(LM)), expected) and torch.equal(second(**sample_inputs(LM)), expected)
+    # Other weights under the same name are another model.
+    other = build_model(config(LLAMA), LM, seed=3)
+    save_model(other, remote, LM, Folder(str(tmp_path / "data")))
+    with torch.no_grad():
+        assert torch.equal(load_model(remote)(**sample_inputs(LM)), other(**sample_inputs(LM)))
+    del first, second  # whose weights are mapped
+    weights.write_bytes(b"cut")
+    save_model(original, remote, LM, Folder(str(tmp_path / "data")))
+    with pytest.raises(ModelError, match=f"the model in {copy} is damaged"):
+        load_model(remote)
