@@ -80,9 +80,7 @@ def test_commits_of_very_many_parts(tmp_path: Path) -> None:
     for part in range(PARTS - LEFT):
         touch(folder, part)
     seconds, missing, kept, peak = measure(folder, "open")
-    print(
-        f"restart with the index: {seconds:.1f} s to find {missing:,} parts missing, {kept:.0f} MB kept, {peak:.0f} peak"
-    )
+    print(f"restart: {seconds:.1f} s to find {missing:,} parts missing, {kept:.0f} MB kept, {peak:.0f} MB peak")
     assert missing == LEFT
     for part in range(PARTS - LEFT, PARTS):
         touch(folder, part)
