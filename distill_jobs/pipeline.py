@@ -21,7 +21,7 @@ from distill_jobs.context import Context, Made
 from distill_jobs.costs.estimate import total
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.prepare import prepare as prepare_data
-from distill_jobs.errors import DistillError, NotReadyError
+from distill_jobs.errors import DistillError, NotReadyError, SpecError
 from distill_jobs.inputs import STAGES, arms_of, statuses_of, teacher_arm
 from distill_jobs.models.bring import BringWorker
 from distill_jobs.models.files import model_digest
@@ -29,8 +29,9 @@ from distill_jobs.outcome import log_outcome, print_summary
 from distill_jobs.planning import estimate
 from distill_jobs.report.html import render
 from distill_jobs.report.words import duration, money
-from distill_jobs.spec import Train
+from distill_jobs.spec import Job, Train
 from distill_jobs.stage import StageRecord, status
+from distill_jobs.store.codecs import make_codec
 from distill_jobs.store.plan import check_teacher
 from distill_jobs.training.arm import train_arms
 from distill_jobs.training.source import open_stores
@@ -86,6 +87,8 @@ def capture(context: Context) -> None:
         def priced(usage: Usage) -> str:
             return money(context.prices.money(usage, accelerator))
 
+        codec = make_codec(context.job.capture.codec, DataFacts.load(context.workdir / "data"))
+        _check_loss(context.job, codec.name)
         return capture_store(context.job, context.session, context.workdir, advance, priced)
 
     context.do("capture", context.workdir / "store", work)
@@ -184,8 +187,17 @@ def _check_store(context: Context) -> None:
     """Refuse to train from a store that isn't whole, or that another teacher or other data made."""
     store, data = context.workdir / "store", context.workdir / "data"
     job = context.job
-    opened = open_stores(store, data, job.reading, job.distill.mix)[0]
-    check_teacher(opened.plan, model_digest(context.workdir / "teacher" / "model"), DataFacts.load(data))
+    opened = open_stores(store, data, job.reading, job.distill.mix)
+    for each in opened:
+        _check_loss(job, str(each.plan.codec["name"]))
+    check_teacher(opened[0].plan, model_digest(context.workdir / "teacher" / "model"), DataFacts.load(data))
+
+
+def _check_loss(job: Job, codec: str) -> None:
+    """Refuse a loss that a store of this codec can't serve: the codec may be known only now."""
+    refused = job.distill.loss.refusal(codec)
+    if refused:
+        raise SpecError(refused)
 
 
 def _bring(context: Context, advance: Advance) -> tuple[Made, Usage]:
