@@ -197,7 +197,8 @@ class RayActors:
         self.stop(actor)
         # First what it has left behind: an actor that had been told to go is not to blame for its death.
         last = self._open(self._mailbox.take(self._gang))
-        return [*last, Lost(actor, _death(error), isinstance(error, RayActorError) and error.preempted)]
+        excused = isinstance(error, RayActorError) and error.preempted
+        return [*last, Lost(actor, _death(error), excused, _node_died(error))]
 
     def _ask_for_mail(self) -> None:
         now = self.now()
@@ -228,8 +229,14 @@ class RayActors:
         return [Draining({node: end / 1000 - clock if end else None for node, end in nodes.items()})]
 
 
+def _node_died(error: BaseException) -> bool:
+    return "its node has died" in str(error)
+
+
 def _death(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     if lines and "creation task" in lines[0]:
         return f"its actor could not start: {lines[-1].strip()}"
+    if _node_died(error):
+        return "the node that its actor was on died"
     return "its actor died; it was killed or ran out of memory"

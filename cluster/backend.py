@@ -35,11 +35,12 @@ class Ended:
 
 @dataclass(frozen=True)
 class Lost:
-    """An actor is dead. ``excused``: its node was taken away, as announced."""
+    """An actor is dead. ``excused``: its node was taken away, as announced; ``node_died``: it died with its node."""
 
     actor: int
     cause: str
     excused: bool = False
+    node_died: bool = False
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,7 @@ class Supervisor:
             self.schedule.hand_back(event.actor, self.now)
         elif member.ready:
             self._retry(event.actor, event.cause, _FAILED_PAUSE)
-        else:
+        elif not event.node_died:
             self._start_failed(member.kind, event.cause)
 
     def _told(self, event: Told) -> None:
