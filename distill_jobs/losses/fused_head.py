@@ -12,10 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from distill_jobs.data.facts import DataFacts
 from distill_jobs.errors import ModelError
 from distill_jobs.losses.fused import OutputHead, anchored_loss
 from distill_jobs.losses.kinds import SoftLoss
 from distill_jobs.losses.total import PLAIN, LossParts
+from distill_jobs.models.head import split_head
+from distill_jobs.models.scorer import Scorer
 from distill_jobs.store.signal import TeacherSignal
 
 
@@ -74,6 +77,23 @@ class FusedHead:
         # Through these zeros, which went through the rest of the model, all that others do before a layer's backward
         # pass is done for the head too: under ZeRO-3 its weight is gathered when its gradient arrives.
         return LossParts(parts.total + 0.0 * zeros.float().sum(), parts.hard, parts.soft, parts.positions)
+
+
+def fused_head(scorer: Scorer, facts: DataFacts) -> FusedHead | None:
+    """The model's output layer as a ``FusedHead``, proven on a few tokens to be one; None where there is none.
+
+    To be asked before anybody shards the model. Classifiers, factories, and models that do to their logits what is not
+    known here, go without.
+    """
+    training = scorer.training
+    try:
+        # Dropout would make two forward passes differ.
+        split = split_head(scorer.eval(), facts)
+    except ModelError:
+        return None
+    finally:
+        scorer.train(training)
+    return None if split is None else FusedHead(split.head, split.scale, split.softcap)
 
 
 @contextmanager

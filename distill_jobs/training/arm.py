@@ -11,6 +11,7 @@ from cluster.files import Folder
 from cluster.gang import Rank
 from cluster.meter import Meter, peak_memory_bytes
 from distill_jobs.data.facts import DataFacts
+from distill_jobs.losses.fused_head import fused_head
 from distill_jobs.models.build import build_model
 from distill_jobs.models.files import save_model
 from distill_jobs.models.packing import check_packing
@@ -73,9 +74,10 @@ def _train(arm: Arm, task: TrainTask, scorer: Scorer, validation: Source, rank: 
     steps = steps_of(train.rows, arm.train.epochs, arm.train.steps, arm.train.batch_size)
     # The same for student and baseline: dropout and the like must not make the arms differ.
     torch.manual_seed(arm.seed)
+    head = fused_head(scorer, train.facts) if arm.train.fused_loss else None
     engine = Engine(scorer, _engine_config(arm, steps, rank), rank.device)
     try:
-        progress = Loop(arm, engine, train, validation, rank, steps).run()
+        progress = Loop(arm, engine, train, validation, rank, steps, head).run()
         state = progress.best_state or engine.full_state()
         if rank.rank == 0:
             _save(arm, scorer, train.facts, task.data, state)

@@ -12,9 +12,10 @@ from cluster.engine import Engine
 from cluster.gang import Rank
 from distill_jobs.data.batch import Batch
 from distill_jobs.errors import TrainingError
-from distill_jobs.losses import LossParts, distillation_loss, make_loss, value_at
-from distill_jobs.store.signal import TeacherSignal
+from distill_jobs.losses import LossParts, make_loss, value_at
+from distill_jobs.losses.fused_head import FusedHead
 from distill_jobs.training.feed import even_shares, share_of_rank
+from distill_jobs.training.scoring import BatchLoss
 from distill_jobs.training.source import Source
 from distill_jobs.training.task import Arm
 
@@ -34,11 +35,20 @@ class Progress:
 class Loop:
     """Trains one arm on one rank. ``steps`` optimizer steps at most, fewer when early stopping says so."""
 
-    def __init__(self, arm: Arm, engine: Engine, train: Source, validation: Source, rank: Rank, steps: int) -> None:
+    def __init__(
+        self,
+        arm: Arm,
+        engine: Engine,
+        train: Source,
+        validation: Source,
+        rank: Rank,
+        steps: int,
+        head: FusedHead | None = None,
+    ) -> None:
         self.arm, self.engine, self.rank, self.steps = arm, engine, rank, steps
         self.train, self.validation = train, validation
         self.order = train.order(arm.seed)
-        self.soft = make_loss(arm.loss, arm.standardise)
+        self.score = BatchLoss(engine, make_loss(arm.loss, arm.standardise), train.facts.targets, head)
         self.progress = Progress()
         self.every = max(1, math.ceil(train.rows / arm.train.batch_size))
         self.log_every = max(1, steps // 100)
@@ -78,7 +88,7 @@ class Loop:
         [total] = self.engine.sum([scored]) if self.rank.world_size > 1 else [scored]
         sums = torch.zeros(3, device=self.rank.device)
         for batch, signal in loaded:
-            parts = self._loss(batch, signal, step)
+            parts = self.score(batch, signal, *self._weights(step))
             self._refuse_non_finite(parts, batch, step)
             # The engine averages over ranks and micro-batches, which hold unequally many scored positions: the
             # weight makes it the mean over all positions of the step, as the convention says.
@@ -90,13 +100,6 @@ class Loop:
         self.progress.positions += int(total)
         mean = sums / max(1.0, scored)
         return LossParts(mean[0], mean[1], mean[2], int(scored)), time.perf_counter() - started
-
-    def _loss(self, batch: Batch, signal: TeacherSignal | None, step: int) -> LossParts:
-        keep = (batch.labels != -100).flatten()
-        logits = self.engine.forward(**batch.inputs).flatten(0, -2)[keep]
-        labels, classes = batch.labels.flatten()[keep], self.train.facts.targets
-        alpha, temperature = self._weights(step)
-        return distillation_loss(logits, labels, signal, alpha, temperature, self.soft, classes)
 
     def _weights(self, step: int) -> tuple[float, float]:
         """Alpha and T of a step."""
@@ -136,10 +139,7 @@ class Loop:
         sums = [0.0, 0.0]
         with torch.no_grad():
             for batch in self._validation_batches():
-                logits = self.engine.forward(**batch.inputs).flatten(0, -2)
-                keep = (batch.labels != -100).flatten()
-                labels, classes = batch.labels.flatten()[keep], self.train.facts.targets
-                parts = distillation_loss(logits[keep], labels, None, 0.0, 1.0, classes=classes)
+                parts = self.score(batch, None, 0.0, 1.0)
                 if parts.positions:
                     sums = [sums[0] + float(parts.hard) * parts.positions, sums[1] + parts.positions]
         self.engine.train()
