@@ -23,7 +23,7 @@ from distill_jobs.models.spread import spread_for
 from distill_jobs.models.teacher import import_teacher
 from distill_jobs.spec import Job, Train
 from distill_jobs.spec.distill import greatest
-from distill_jobs.store.codecs import bytes_per_position, make_codec
+from distill_jobs.store.codecs import Codec, bytes_per_position, make_codec
 from distill_jobs.store.signal import TeacherSignal
 
 _SECONDS = 0.5
@@ -61,7 +61,7 @@ class ProbeWorker:
         batch = self._batch(facts, int(job.capture.crews[0].batch_tokens or 0) // facts.positions_per_row // 2)
 
         def capture() -> None:
-            codec.encode(teacher(**batch.inputs).flatten(0, -2)[:, : facts.targets], batch.labels.flatten())
+            _encode(codec, teacher(**batch.inputs).flatten(0, -2)[:, : facts.targets], batch.labels.flatten())
 
         with torch.inference_mode():
             bare = _seconds(lambda: teacher(**batch.inputs)) / batch.rows
@@ -109,7 +109,7 @@ class ProbeWorker:
             codec = make_codec(self.job.capture.codec, facts)
             with torch.no_grad():
                 logits = teacher(**batch.inputs).flatten(0, -2)[keep][:, : facts.targets]
-                encoded = codec.encode(logits, labels)
+                encoded = _encode(codec, logits, labels)
             signal = codec.decode(encoded, facts.targets)
         distill = self.job.distill
         # At its largest the soft part counts; how far it moves changes no time.
@@ -124,6 +124,11 @@ class ProbeWorker:
             model.zero_grad()
 
         return _seconds(step) / batch.rows
+
+
+def _encode(codec: Codec, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    # What a codec draws here is used by nobody: any chances will do.
+    return codec.encode(logits, labels, torch.full((len(labels),), 0.5, dtype=torch.float64, device=logits.device))
 
 
 def _seconds(work: Callable[[], Any]) -> float:
