@@ -62,11 +62,26 @@ def train(session: Session, job: Job, folder: Path, workers: int, **changes: obj
     return load_file(folder / "model" / "model.safetensors")
 
 
-def test_two_ranks_train_what_one_does(session: Session, job: Job, tmp_path: Path) -> None:
-    alone = train(session, job, tmp_path / "one", 1)
-    together = train(session, job, tmp_path / "two", 2)
+@pytest.fixture(scope="module")
+def alone(session: Session, job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return train(session, job, tmp_path_factory.mktemp("one"), 1)
+
+
+def test_two_ranks_train_what_one_does(
+    session: Session, job: Job, alone: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    together = train(session, job, tmp_path, 2)
     for name, weights in alone.items():
         torch.testing.assert_close(together[name], weights, rtol=1e-4, atol=2e-5, msg=name)
+
+
+def test_whole_logits_train_what_the_fused_loss_does(
+    session: Session, job: Job, alone: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    whole = train(session, job, tmp_path, 1, fused_loss=False)
+    assert any(not torch.equal(weights, whole[name]) for name, weights in alone.items()), "both took the same path"
+    for name, weights in alone.items():
+        torch.testing.assert_close(whole[name], weights, rtol=1e-4, atol=2e-5, msg=name)
 
 
 def test_a_diverging_run_stops_and_saves_nothing(session: Session, job: Job, tmp_path: Path) -> None:
