@@ -72,6 +72,7 @@ class Engine:
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
         self._bad_losses = torch.zeros((), device=self.device)  # on this rank, since the last step
         self._micro_batches = 0
+        self._linear = nn.functional.linear  # ZeRO-3 puts one of its own in its place, for the whole process
         if config.activation_checkpointing:
             recompute(module)
         optimizer = build_optimizer(module, config)
@@ -202,8 +203,9 @@ class Engine:
         torch.distributed.barrier()
 
     def close(self) -> None:
-        """Let go of DeepSpeed's buffers and hooks."""
+        """Let go of DeepSpeed's buffers and hooks, and of what it changed in torch."""
         self._engine.destroy()
+        nn.functional.linear = self._linear
 
     @property
     def _due(self) -> bool:

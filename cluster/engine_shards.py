@@ -18,7 +18,7 @@ _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements ``start`` to ``start + length`` of a flattened parameter, at ``offset`` in the tensor that AdamW steps."""
+    """Elements ``start`` to ``start + length`` of a flat parameter; AdamW steps them at ``offset`` of ``owner``."""
 
     owner: Tensor
     offset: int
@@ -175,6 +175,7 @@ def scaler_state(optimizer: Any) -> dict[str, float]:
 
 def set_scaler(optimizer: Any, state: Mapping[str, float]) -> None:
     """Put a loss scaler where ``scaler_state`` found it."""
+    held = scaler_of(optimizer)
     for name, value in state.items():
-        if name in _SCALER:
-            setattr(scaler_of(optimizer), name, value)
+        if name in _SCALER and hasattr(held, name):
+            setattr(held, name, value)
