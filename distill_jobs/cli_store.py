@@ -42,13 +42,38 @@ def verify_store(
     for violation in violations:
         typer.echo(violation)
     if violations:
-        typer.echo(f"{len(violations)} violations in {path}")
+        typer.echo(f"{len(violations)} violations in {path}; `distill store repair {path}` sets damaged parts aside")
         raise typer.Exit(1)
     manifest = read_manifest(folder, StorePlan.load(folder))
     held, out = manifest["rows"], manifest["quarantined"]
     against = "the data beside it" if with_data else "the ids' own ranges (no data beside it)"
     typer.echo(f"{path} is whole, by {against}: of {held + out:,} rows {held:,} are there once, {out:,} in quarantine")
     typer.echo("checksums, commit records, values, masses and fingerprints are right")
+
+
+@store.command("repair")
+def repair_store(
+    path: Path,
+) -> None:
+    """Set damaged parts aside, so that the next `distill capture` makes them, and only them, again."""
+    from cluster.files import Folder
+    from distill_jobs.stage import RECORD
+    from distill_jobs.store.plan import StorePlan
+    from distill_jobs.store.reader import read_manifest
+    from distill_jobs.store.repair import repair
+
+    folder = Folder(path)
+    if not folder.exists("parts/part-00000.json") and not folder.exists("plan.json"):
+        StorePlan.load(folder)
+    parts = repair(folder)
+    if folder.exists("manifest.json"):
+        read_manifest(folder, StorePlan.load(folder))
+        typer.echo(f"every file in {path} is as it was written: there is nothing to repair")
+        return
+    folder.remove(RECORD)
+    few = ", ".join(map(str, parts[:8])) + (", ..." if parts[8:] else "")
+    told = f"{len(parts)} damaged parts are set aside ({few})" if parts else "no part is damaged"
+    typer.echo(f"{told}; the store in {path} is incomplete now: run `distill capture SPEC` to complete it")
 
 
 @store.command("fidelity")
