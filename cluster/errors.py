@@ -34,6 +34,10 @@ class GangError(ClusterError):
     """A gang of ranks failed."""
 
 
+class Regroup(Exception):
+    """No error: a gang ends because it is to begin again with another number of ranks."""
+
+
 class TrackingError(ClusterError):
     """The MLflow server could not be reached or refused."""
 

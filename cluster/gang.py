@@ -8,12 +8,12 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import RayError
 
-from cluster.errors import ClusterError, GangError, one_line
+from cluster.errors import ClusterError, GangError, Regroup, one_line
 from cluster.mailbox import Mailbox, Slot
 from cluster.meter import Usage, cpu_seconds
 from cluster.session import Session
@@ -51,6 +51,29 @@ class Rank:
         """Hand plain values to the driver; only rank 0's arrive. Never waits and never raises."""
         if self.rank == 0:
             self._slot.report(values)
+
+    def agreed(self, number: int) -> int:
+        """Rank 0's ``number``, a signed 64-bit one, on every rank; all must call."""
+        import torch
+
+        shared = torch.tensor(number, dtype=torch.int64, device=self.device)
+        torch.distributed.broadcast(shared, 0)
+        return int(shared)
+
+    def must_leave(self) -> bool:
+        """Whether the gang is to begin again soon, as there is room for more ranks, or a node is about to go.
+
+        Never waits. Only rank 0 hears of it; ``leave`` when all that would be lost has been saved.
+        """
+        return self.rank == 0 and self._slot.asked()
+
+    def leave(self) -> NoReturn:
+        """End this gang and have ``fn`` called again on another, as large as there is room for; all ranks must call."""
+        import torch
+
+        # Ray Train ends all ranks when the first has left.
+        torch.distributed.barrier()
+        raise Regroup
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Ranks on any node can reach it, and a slow driver never slows them: leaving a me
 """
 
 import contextlib
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 _FLUSH_SECONDS = 10.0
+_ASK_SECONDS = 1.0
 
 
 @dataclass
@@ -29,6 +31,7 @@ class _Box:
     def __init__(self) -> None:
         self.mail: dict[str, Mail] = {}
         self.stopped: set[str] = set()
+        self.asked: set[str] = set()
 
     def report(self, gang: str, values: dict[str, Any]) -> None:
         self.mail.setdefault(gang, Mail()).reports.append(values)
@@ -39,10 +42,17 @@ class _Box:
     def join(self, gang: str, handle: ActorHandle) -> bool:
         """A rank has started; returns whether its gang has been stopped already."""
         self.mail.setdefault(gang, Mail()).ranks.append(handle)
+        self.asked.discard(gang)
         return gang in self.stopped
 
     def stop(self, gang: str) -> None:
         self.stopped.add(gang)
+
+    def ask(self, gang: str) -> None:
+        self.asked.add(gang)
+
+    def was_asked(self, gang: str) -> bool:
+        return gang in self.asked
 
     def take(self, gang: str) -> Mail:
         return self.mail.pop(gang, Mail())
@@ -89,6 +99,8 @@ class Slot:
 
     def __init__(self, actor: ActorHandle, gang: str) -> None:
         self._actor, self._gang = actor, gang
+        self._answer: Any = None
+        self._next = 0.0
 
     def report(self, values: dict[str, Any]) -> None:
         """Leave a message; never waits and never raises, since training must not stand on its display."""
@@ -104,6 +116,23 @@ class Slot:
         """Say that this rank has started; False when its gang has been stopped meanwhile."""
         me = ray.get_runtime_context().current_actor
         return not ray.get(self._actor.join.remote(self._gang, me), timeout=_FLUSH_SECONDS)
+
+    def ask(self) -> None:
+        """Ask the gang to leave, from outside it; never waits and never raises."""
+        with contextlib.suppress(Exception):
+            self._actor.ask.remote(self._gang)
+
+    def asked(self) -> bool:
+        """Whether somebody has asked the gang to leave, as of about a second ago; never waits and never raises."""
+        now = time.monotonic()
+        with contextlib.suppress(Exception):
+            if self._answer is None:
+                if now >= self._next:
+                    self._answer, self._next = self._actor.was_asked.remote(self._gang), now + _ASK_SECONDS
+            elif ray.wait([self._answer], timeout=0)[0]:
+                answer, self._answer = self._answer, None
+                return bool(ray.get(answer))
+        return False
 
     def flush(self) -> None:
         """Wait until everything this process has left so far has arrived (an actor takes calls in order)."""

@@ -9,7 +9,7 @@ from cluster.engine import Engine, resolve_precision
 from cluster.engine_config import EngineConfig
 from cluster.files import Folder
 from cluster.gang import Rank
-from cluster.meter import Meter, peak_memory_bytes
+from cluster.meter import Meter, Usage, peak_memory_bytes
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.losses.fused_head import fused_head
 from distill_jobs.models.build import build_model
@@ -18,43 +18,60 @@ from distill_jobs.models.packing import check_packing
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.stage import RECORD, StageRecord
 from distill_jobs.store.plan import StorePlan, check_student
+from distill_jobs.training.checkpoint import Keeper
 from distill_jobs.training.loop import Loop, Progress, steps_of
 from distill_jobs.training.source import Source, split_source, store_source
 from distill_jobs.training.task import Arm, TrainTask
 
 
 def train_arms(rank: Rank, task: TrainTask) -> list[dict[str, Any]]:
-    """Train the task's arms one after another; returns their stage records. Each is committed as soon as it ends."""
+    """Train the task's arms one after another; returns their stage records. Each is committed as soon as it ends.
+
+    An arm that is done is left alone, and one that was begun goes on from its last checkpoint.
+    """
     facts = DataFacts.load(task.data)
     validation = split_source(task.data, "validation", task.reading)
-    records = []
-    for arm in task.arms:
-        started = time.time()
-        if rank.rank == 0:
-            arm.folder.remove(RECORD)
-        with Meter(cores=task.cores, devices=task.devices) as meter:
-            scorer = _student_model(arm, task, facts)
-            progress = _train(arm, task, scorer, validation, rank)
-            meter.rows, meter.tokens = progress.rows, progress.positions
-        record = StageRecord(
-            stage=arm.name,
-            digest=arm.digest,
-            inputs=arm.inputs,
-            made={
-                "steps": progress.history[-1]["step"],
-                "best_step": progress.best_step or progress.history[-1]["step"],
-                "parameters": sum(p.numel() for p in scorer.parameters()),
-                "peak_memory_bytes": _peak(rank.device),
-            },
-            usage=meter.usage.as_dict(),
-            started=started,
-            ended=time.time(),
-        )
-        if rank.rank == 0:
-            arm.folder.write_json("history.json", progress.history)
-            record.commit(arm.folder)
-        records.append(record.as_dict())
-    return records
+    return [(_done(rank, arm) or _train_arm(rank, task, arm, facts, validation)).as_dict() for arm in task.arms]
+
+
+def _done(rank: Rank, arm: Arm) -> StageRecord | None:
+    record = StageRecord.read(arm.folder)
+    done = record is not None and record.digest == arm.digest
+    return record if rank.agreed(int(done)) else None
+
+
+def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validation: Source) -> StageRecord:
+    started = time.time()
+    if rank.rank == 0:
+        arm.folder.remove(RECORD)
+    share = rank.world_size / arm.train.most_workers
+    before: dict[str, dict[str, Any]] = {}
+    with Meter(cores=task.cores * share, devices=task.devices * share) as meter:
+
+        def used() -> dict[str, dict[str, Any]]:
+            mine = Usage.of(before.get(task.session, {})) + meter.read()
+            return {**before, task.session: mine.as_dict()}
+
+        keeper = Keeper(arm.folder / "checkpoints", arm.digest, arm.train.checkpoint, rank, used)
+        scorer = _student_model(arm, task, facts)
+        progress = _train(arm, task, scorer, validation, rank, keeper, before)
+        meter.rows, meter.tokens = progress.rows, progress.positions
+        spent = used()
+    made = {
+        "steps": progress.history[-1]["step"],
+        "best_step": progress.best_step or progress.history[-1]["step"],
+        "parameters": sum(p.numel() for p in scorer.parameters()),
+        "peak_memory_bytes": _peak(rank.device),
+    }
+    usage = sum((Usage.of(each) for each in spent.values()), Usage()).as_dict()
+    # What this driver's gang has held goes by its own clock; the rest was held before it.
+    usage["session"] = spent[task.session]
+    record = StageRecord(arm.name, arm.digest, arm.inputs, made, usage, started, time.time())
+    if rank.rank == 0:
+        arm.folder.write_json("history.json", progress.history)
+        record.commit(arm.folder)
+        keeper.shelf.folder.clear()
+    return record
 
 
 def _student_model(arm: Arm, task: TrainTask, facts: DataFacts) -> Scorer:
@@ -66,7 +83,15 @@ def _student_model(arm: Arm, task: TrainTask, facts: DataFacts) -> Scorer:
     return scorer
 
 
-def _train(arm: Arm, task: TrainTask, scorer: Scorer, validation: Source, rank: Rank) -> Progress:
+def _train(
+    arm: Arm,
+    task: TrainTask,
+    scorer: Scorer,
+    validation: Source,
+    rank: Rank,
+    keeper: Keeper,
+    before: dict[str, dict[str, Any]],
+) -> Progress:
     if task.store is None:
         train = split_source(task.data, "train", task.reading)
     else:
@@ -77,8 +102,17 @@ def _train(arm: Arm, task: TrainTask, scorer: Scorer, validation: Source, rank: 
     head = fused_head(scorer, train.facts) if arm.train.fused_loss else None
     engine = Engine(scorer, _engine_config(arm, steps, rank), rank.device)
     try:
-        progress = Loop(arm, engine, train, validation, rank, steps, head).run()
-        state = progress.best_state or engine.full_state()
+        loop = Loop(arm, engine, train, validation, rank, steps, head, keeper)
+        found = keeper.restore(engine)
+        if found is not None:
+            loop.restore(found["loop"])
+            before.update(found["usage"])
+            rank.report({"arm": arm.name, "of": steps, "step": loop.step, "resumed": True})
+        progress = loop.run()
+        if progress.best_step not in (0, loop.step):
+            keeper.load_best(engine, progress.best_step)
+        keeper.finish()
+        state = engine.full_state()
         if rank.rank == 0:
             _save(arm, scorer, train.facts, task.data, state)
         engine.barrier()

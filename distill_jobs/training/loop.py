@@ -14,6 +14,7 @@ from distill_jobs.data.batch import Batch
 from distill_jobs.errors import TrainingError
 from distill_jobs.losses import LossParts, make_loss, value_at
 from distill_jobs.losses.fused_head import FusedHead
+from distill_jobs.training.checkpoint import Errand, Keeper
 from distill_jobs.training.feed import even_shares, share_of_rank
 from distill_jobs.training.scoring import BatchLoss
 from distill_jobs.training.source import Source
@@ -29,11 +30,16 @@ class Progress:
     positions: int = 0
     best_loss: float = math.inf
     best_step: int = 0
-    best_state: dict[str, torch.Tensor] | None = None
 
 
 class Loop:
-    """Trains one arm on one rank. ``steps`` optimizer steps at most, fewer when early stopping says so."""
+    """Trains one arm on one rank. ``steps`` optimizer steps at most, fewer when early stopping says so.
+
+    Attributes:
+        step: optimizer steps done.
+        consumed: samples taken from the order: the reader's one integer.
+        keeper: keeps the run's whole state; None keeps none.
+    """
 
     def __init__(
         self,
@@ -44,48 +50,89 @@ class Loop:
         rank: Rank,
         steps: int,
         head: FusedHead | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
-        self.arm, self.engine, self.rank, self.steps = arm, engine, rank, steps
+        self.arm, self.engine, self.rank, self.steps, self.keeper = arm, engine, rank, steps, keeper
         self.train, self.validation = train, validation
         self.order = train.order(arm.seed)
         self.score = BatchLoss(engine, make_loss(arm.loss, arm.standardise), train.facts.targets, head)
         self.progress = Progress()
+        self.step = self.consumed = 0
+        self._waited = 0  # looks at the validation split since the best one
+        self._errand = Errand.NONE  # what the keeper is to do after the step, the same on all ranks
         self.every = max(1, math.ceil(train.rows / arm.train.batch_size))
         self.log_every = max(1, steps // 100)
         self._reported = time.perf_counter()
 
     def run(self) -> Progress:
-        """Train to the end; the progress holds the best state when early stopping is on."""
-        stopping = self.arm.train.early_stopping
-        waited = 0
-        for step in range(1, self.steps + 1):
+        """Train from where the run stands to its end; the best state is with the keeper when early stopping is on."""
+        while self.step < self.steps:
+            step = self.step + 1
             parts, seconds = self._step(step)
-            last = step == self.steps
-            if step % self.log_every == 0 or last:
+            self.step = step
+            if step % self.log_every == 0 or step == self.steps:
                 self._log(step, parts, seconds)
-            if not (last or (stopping and step % self.every == 0)):
-                continue
-            loss = self._validate(step)
-            if stopping is None:
-                continue
-            if loss < self.progress.best_loss - stopping.min_delta:
-                waited = 0
-                self.progress.best_loss, self.progress.best_step = loss, step
-                self.progress.best_state = self.engine.full_state()
-            else:
-                waited += 1
-                if waited >= stopping.patience:
-                    break
+            better = self._look(step)
+            if self._patience_is_over:
+                break
+            self._keep(better)
         return self.progress
+
+    def state(self) -> dict[str, Any]:
+        """All that the loop knows between two steps, in plain values and the same on all ranks."""
+        progress = {**vars(self.progress), "history": list(self.progress.history)}
+        if not math.isfinite(self.progress.best_loss):
+            progress["best_loss"] = None
+        return {"step": self.step, "consumed": self.consumed, "waited": self._waited, "progress": progress}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from where ``state`` was taken, in another process or on another number of ranks."""
+        self.step, self.consumed, self._waited = state["step"], state["consumed"], state["waited"]
+        progress = dict(state["progress"])
+        if progress["best_loss"] is None:
+            progress["best_loss"] = math.inf
+        self.progress = Progress(**progress)
+
+    def _look(self, step: int) -> bool:
+        """Validate where it is time to; whether that was the best so far."""
+        stopping = self.arm.train.early_stopping
+        if not (step == self.steps or (stopping and step % self.every == 0)):
+            return False
+        loss = self._validate(step)
+        if stopping is None:
+            return False
+        if loss < self.progress.best_loss - stopping.min_delta:
+            self._waited = 0
+            self.progress.best_loss, self.progress.best_step = loss, step
+            return True
+        self._waited += 1
+        return False
+
+    @property
+    def _patience_is_over(self) -> bool:
+        stopping = self.arm.train.early_stopping
+        return stopping is not None and self._waited >= stopping.patience
+
+    def _keep(self, better: bool) -> None:
+        if self.keeper is None or self.step == self.steps:
+            return
+        if better or self._errand:
+            self.keeper.save(self.engine, self.state(), best=better)
+        if self._errand == Errand.LEAVE:
+            self.keeper.leave()
 
     def _step(self, step: int) -> tuple[LossParts, float]:
         started = time.perf_counter()
         spec = self.arm.train
-        rows = self.order.take((step - 1) * spec.batch_size, spec.batch_size)
+        rows = self.order.take(self.consumed, spec.batch_size)
+        self.consumed += spec.batch_size
         shares = share_of_rank(rows, spec.rows_per_micro_batch, self.rank.rank, self.rank.world_size)
         loaded = [self.train.load(share, self.rank.device) for share in shares]
         scored = float(sum(batch.positions for batch, _ in loaded))
-        [total] = self.engine.sum([scored]) if self.rank.world_size > 1 else [scored]
+        errand = self.keeper.errand(step) if self.keeper is not None and step < self.steps else Errand.NONE
+        # One sum tells all ranks both: only rank 0 has errands.
+        total, asked = self.engine.sum([scored, errand]) if self.rank.world_size > 1 else (scored, errand)
+        self._errand = Errand(int(asked))
         sums = torch.zeros(3, device=self.rank.device)
         for batch, signal in loaded:
             parts = self.score(batch, signal, *self._weights(step))

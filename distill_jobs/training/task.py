@@ -50,6 +50,7 @@ class TrainTask:
         cores, devices: what the whole gang holds, for the meter.
         reading: how parts are read.
         mix: further stores to train students and baselines from.
+        session: the name of the driver's run, to tell what others have used before it.
     """
 
     arms: tuple[Arm, ...]
@@ -60,3 +61,4 @@ class TrainTask:
     devices: float
     reading: Reading = field(default_factory=Reading)
     mix: tuple[Mix, ...] = ()
+    session: str = ""
