@@ -13,8 +13,9 @@ import yaml
 from cluster.files import Folder
 from cluster.gang import Gang, run_gang
 from cluster.meter import Meter, Usage
-from cluster.shards import Crew, map_shards
+from cluster.shards import map_shards
 from distill_jobs.audit.evaluate import evaluate as evaluate_models
+from distill_jobs.capture.crews import crew_of
 from distill_jobs.capture.stage import capture as capture_store
 from distill_jobs.console import Advance
 from distill_jobs.context import Context, Made
@@ -202,14 +203,13 @@ def _check_loss(job: Job, codec: str) -> None:
 
 def _bring(context: Context, advance: Advance) -> tuple[Made, Usage]:
     job, made = context.job, {}
-    spec = job.capture
     worker = BringWorker(job.teacher.model, context.workdir / "data", context.workdir / "teacher" / "model")
 
     def on_result(_: Any, result: Made) -> None:
         made.update(result)
         advance(1, 1)
 
-    crew = Crew(lambda: worker, cpus=spec.cpus_per_actor, gpus=spec.gpus_per_actor)
+    crew = crew_of(job.capture.crews[0], lambda: worker, alone=True)
     report = map_shards(context.session, crew, ["teacher"], on_result, retries=0, fatal=(DistillError,), what="teach")
     return made, report.usage
 

@@ -8,7 +8,8 @@ import yaml
 from cluster.files import Folder, digest
 from cluster.meter import Usage
 from cluster.session import Session
-from cluster.shards import Crew, map_shards
+from cluster.shards import map_shards
+from distill_jobs.capture.crews import crew_of
 from distill_jobs.console import Console
 from distill_jobs.context import require_all
 from distill_jobs.costs.estimate import Rates, Sizes, StageEstimate, predict, total
@@ -58,7 +59,7 @@ def estimate(job: Job, inputs: Inputs, session: Session) -> tuple[list[StageEsti
 
 
 def _probe(job: Job, inputs: Inputs, session: Session) -> tuple[dict[str, Any], Usage]:
-    workdir, spec = Folder(job.workdir), job.capture
+    workdir = Folder(job.workdir)
     found: dict[str, Any] = {}
     prepared = statuses_of(job, inputs, "prepare")[0].done
     taught = prepared and statuses_of(job, inputs, "teach")[0].done
@@ -68,6 +69,6 @@ def _probe(job: Job, inputs: Inputs, session: Session) -> tuple[dict[str, Any], 
 
     with tempfile.TemporaryDirectory(prefix="probe-") as scratch:
         worker = ProbeWorker(job, workdir / "data" if prepared else None, workdir / "teacher/model" if taught else None)
-        crew = Crew(lambda: worker, cpus=spec.cpus_per_actor, gpus=spec.gpus_per_actor)
+        crew = crew_of(job.capture.crews[0], lambda: worker, alone=True)
         report = map_shards(session, crew, [scratch], on_result, retries=0, fatal=(DistillError,), what="probe")
     return found, report.usage

@@ -9,9 +9,10 @@ import pyarrow as pa
 from cluster.files import Folder, digest
 from cluster.meter import Usage
 from cluster.session import Session
-from cluster.shards import Crew, map_shards
+from cluster.shards import map_shards
 from distill_jobs.audit.score import ScoreTask, ScoreWorker
 from distill_jobs.audit.summary import Scores, summarise
+from distill_jobs.capture.crews import crew_of
 from distill_jobs.data.commits import Commits
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.errors import DataError, DistillError
@@ -42,6 +43,7 @@ def evaluate(
     shards: list[tuple[str, Any]] = [("speed", name) for name in timed]
     shards += [("part", part) for part in commits.missing().tolist()]
     speeds: dict[str, dict[str, Any]] = {}
+    kind = spec.crews[0]
     finished = 0
 
     def on_result(shard: tuple[str, Any], result: dict[str, Any]) -> None:
@@ -59,11 +61,11 @@ def evaluate(
         latency_repeats=job.evaluate.latency_repeats,
         precision=job.capture.precision,
         inputs=inputs,
-        cores=spec.cpus_per_actor,
-        devices=spec.gpus_per_actor,
+        cores=kind.cpus_per_actor,
+        devices=kind.gpus_per_actor,
     )
     # One actor: timings taken beside busy neighbours would say more about these than about the model.
-    crew = Crew(lambda: ScoreWorker(task), cpus=spec.cpus_per_actor, gpus=spec.gpus_per_actor)
+    crew = crew_of(kind, lambda: ScoreWorker(task), alone=True)
     report = map_shards(session, crew, shards, on_result, retries=spec.retries, fatal=(DistillError,), what="evaluate")
     commits = Commits.open(out, parts, inputs)
     commits.manifest(inputs=inputs)

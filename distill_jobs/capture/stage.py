@@ -11,6 +11,7 @@ from cluster.meter import Usage
 from cluster.session import Session
 from cluster.shards import Crew, PoolReport, map_shards
 from cluster.shards import Progress as PoolProgress
+from distill_jobs.capture.crews import crew_of
 from distill_jobs.capture.worker import CaptureTask, CaptureWorker
 from distill_jobs.data.commits import Commits
 from distill_jobs.data.facts import DataFacts
@@ -185,16 +186,7 @@ def _crew(task: CaptureTask, kind: ActorKind) -> Crew:
         devices=kind.gpus_per_actor,
         kind=kind.name,
     )
-    return Crew(
-        lambda: CaptureWorker(mine),
-        most=kind.most,
-        least=kind.least,
-        cpus=kind.cpus_per_actor,
-        gpus=kind.gpus_per_actor,
-        accelerator=kind.accelerator,
-        resources=kind.resources,
-        name=kind.name,
-    )
+    return crew_of(kind, lambda: CaptureWorker(mine))
 
 
 def _by_accelerator(report: PoolReport, kinds: Sequence[ActorKind], usual: str | None) -> Usage:
