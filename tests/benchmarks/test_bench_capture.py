@@ -6,7 +6,6 @@ do without: the layers, and the output head over the scored positions. Prints th
 and the most memory that each took in a process of its own; asserts only that all were measured.
 """
 
-import resource
 import subprocess
 import sys
 import time
@@ -122,11 +121,17 @@ def _batches(worker: CaptureWorker) -> Iterator[Group]:
 def peak(folder: str, way: str) -> None:
     """Print the MiB of this process with the teacher loaded, and at most, after two passes of one way."""
     _, all_ways = ways(Folder(folder))
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    loaded = _status("VmRSS")
     for _ in range(2):
         all_ways[way]()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{pages * resource.getpagesize() / 2**20:.0f} {most:.0f}")
+    # Not ru_maxrss, which a process takes over from the one that started it.
+    print(f"{loaded} {_status('VmHWM')}")
+
+
+def _status(name: str) -> int:
+    """A figure of this process in MiB, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) // 1024
 
 
 def _peak_apart(folder: Path, way: str) -> tuple[int, int]:
