@@ -132,8 +132,9 @@ class _Book:
     def made(self, report: PoolReport) -> dict[str, Any]:
         """What the stage's record holds."""
         commits, told = self.commits, self.told
-        found: dict[str, Any] = {name: getattr(commits, name) for name in ("parts", "rows", "tokens", "bytes")}
-        found |= {"parts_kept": self.kept, "quarantined": commits.quarantined}
+        # In the order in which they are told at the end of the stage, which shows the first few.
+        names = ("parts", "rows", *(("quarantined",) if commits.quarantined else ()), "tokens", "bytes", "quarantined")
+        found: dict[str, Any] = {name: getattr(commits, name) for name in names} | {"parts_kept": self.kept}
         lived = {name: getattr(report, name) for name in ("retried", "handed_back", "lost_actors", "duplicated")}
         pace = {"teacher_share": told["teacher_seconds"] / told["busy_seconds"]} if told.get("busy_seconds") else {}
         if told.get("tokens"):

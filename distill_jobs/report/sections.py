@@ -101,6 +101,9 @@ def store(found: Artifacts, statistics: dict[str, Any]) -> list[tuple[str, str]]
     for name, key in (("rows", "rows"), ("positions", "tokens"), ("parts", "parts")):
         if key in manifest:
             shown.append((name, f"{manifest[key]:,}"))
+    if manifest.get("quarantined"):
+        rows = manifest["quarantined"] + manifest.get("rows", 0)
+        shown.append(("in quarantine", f"{manifest['quarantined']:,} of {rows:,} rows, which the teacher can't score"))
     if "bytes" in manifest:
         shown.append(("size", words.size(manifest["bytes"])))
     if manifest.get("bytes_per_position"):
