@@ -112,7 +112,7 @@ def _train(
         if progress.best_step not in (0, loop.step):
             keeper.load_best(engine, progress.best_step)
         keeper.finish()
-        state = engine.full_state()
+        state = engine.full_state(ema=True)
         if rank.rank == 0:
             _save(arm, scorer, train.facts, task.data, state)
         engine.barrier()

@@ -184,7 +184,7 @@ class Loop:
             return math.inf
         self.engine.eval()
         sums = [0.0, 0.0]
-        with torch.no_grad():
+        with torch.no_grad(), self.engine.averaged():
             for batch in self._validation_batches():
                 parts = self.score(batch, None, 0.0, 1.0)
                 if parts.positions:

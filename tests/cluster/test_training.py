@@ -84,6 +84,34 @@ def test_whole_logits_train_what_the_fused_loss_does(
         torch.testing.assert_close(whole[name], weights, rtol=1e-4, atol=2e-5, msg=name)
 
 
+def test_spreading_offloading_and_recomputing_train_the_same(
+    session: Session, job: Job, alone: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    spread = train(
+        session,
+        job,
+        tmp_path,
+        2,
+        zero_stage=3,
+        offload="parameters",
+        activation_checkpointing=True,
+        deepspeed={"zero_optimization": {"stage3_param_persistence_threshold": 0}},
+    )
+    for name, weights in alone.items():
+        torch.testing.assert_close(spread[name], weights, rtol=1e-4, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_what_is_saved_is_the_moving_average(
+    session: Session, job: Job, alone: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    averaged = train(session, job, tmp_path / "ema", 1, ema=0.999)
+    # Three steps of a short memory: what the average is made of is the run that is otherwise saved.
+    for name, weights in alone.items():
+        assert not torch.equal(averaged[name], weights), name
+        torch.testing.assert_close(averaged[name], weights, rtol=0, atol=0.03, msg=name)
+
+
 def test_a_diverging_run_stops_and_saves_nothing(session: Session, job: Job, tmp_path: Path) -> None:
     with pytest.raises((TrainingError, NonFiniteError), match=r"not finite|loss is (nan|inf)") as caught:
         train(session, job, tmp_path / "bad", 1, learning_rate=1e30, clip=0.0, warmup=0.0)
