@@ -1,5 +1,10 @@
-"""Run a function on a gang of ranks by Ray Train: all of them start together, and one failure ends them all."""
+"""Run a function on a gang of ranks by Ray Train: all of them start together, and one failure ends them all.
 
+A gang that has lost a rank may start again, as large as there is room for; the function then finds by itself how far
+it had come.
+"""
+
+import itertools
 import math
 import shutil
 import tempfile
@@ -7,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import ray
@@ -28,11 +33,27 @@ Fatal = tuple[type[Exception], ...]
 
 @dataclass(frozen=True)
 class Gang:
-    """How many ranks, and what each holds."""
+    """How many ranks, and what each holds.
+
+    Attributes:
+        workers: ranks, the most of them where ``sizes`` are given.
+        cpus, gpus: of each rank.
+        sizes: the numbers of ranks between which the gang follows the cluster; without them always ``workers``.
+        max_failures: how often a gang that has lost a rank starts again.
+        look_seconds: time between two looks for room to grow.
+    """
 
     workers: int
     cpus: int = 1
     gpus: float = 0.0
+    sizes: tuple[int, ...] = ()
+    max_failures: int = 0
+    look_seconds: float = 30.0
+
+    @property
+    def least(self) -> int:
+        """Ranks that must find room before the gang starts."""
+        return min(self.sizes, default=self.workers)
 
 
 class Rank:
@@ -96,36 +117,43 @@ def run_gang(
     *,
     fatal: Fatal = (),
     what: str = "training",
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> tuple[Any, Usage]:
     """Call ``fn(rank, argument)`` on every rank; reports come to ``on_report`` in this thread while it runs.
 
+    Args:
+        fatal: errors of the caller's that end the gang at once, as those of this package do.
+        on_note: told in a sentence when the gang starts again, and with how many ranks.
+
     Returns:
-        Rank 0's return value, and what the gang held from here to its end, start-up included.
+        Rank 0's return value, and what the gang held from here to its end, start-ups included (of the processor
+        time that of the ranks that came to the end).
 
     Raises:
         ResourceError: the cluster has no room for the gang.
-        GangError: a rank failed or died; one line says which and why.
+        GangError: a rank failed or died, more often than ``max_failures``; one line says which and why.
         ClusterError, or one of ``fatal``: as a rank raised it.
     """
-    session.require(what, gang.workers, gang.cpus, gang.gpus)
+    session.require(what, gang.least, gang.cpus, gang.gpus)
     started = time.perf_counter()
     mailbox, name = session.mailbox, uuid.uuid4().hex
     folder = tempfile.mkdtemp(prefix="gang-")
     task = _Task(fn, argument, gang, mailbox.slot(name), fatal)
     launch = _Launch(task, folder, name, session.embedded)
     try:
-        failures = _follow(launch, mailbox, name, on_report)
+        story = _follow(launch, mailbox, name, on_report, on_note)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if launch.error is not None:
-        raise _cause(launch.error, failures, fatal, what) from None
+        raise _cause(launch.error, story.failures, fatal, what) from None
     value, burnt = launch.value
-    wall = time.perf_counter() - started
+    ended = time.perf_counter()
+    ranks = story.rank_seconds(started, ended)
     held = Usage(
-        device_seconds=wall * gang.gpus * gang.workers,
-        core_seconds=wall * gang.cpus * gang.workers,
+        device_seconds=ranks * gang.gpus,
+        core_seconds=ranks * gang.cpus,
         cpu_seconds=burnt,
-        wall_seconds=wall,
+        wall_seconds=ended - started,
     )
     return value, held
 
@@ -151,39 +179,67 @@ class _Launch(threading.Thread):
         # Imported here, beside the start of the mailbox, and not by everything that only names a Gang.
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
+        from cluster.recovery import Elastic, Failures
         from cluster.trainer import GangTrainer, TorchRendezvous
 
-        gang = self.task.gang
+        gang, slot = self.task.gang, self.task.slot
+        again = FailureConfig(max_failures=gang.max_failures)
+        scaling = ScalingConfig(
+            num_workers=(gang.least, gang.workers) if gang.sizes else gang.workers,
+            elastic_resize_monitor_interval_s=gang.look_seconds,
+            use_gpu=gang.gpus > 0,
+            resources_per_worker={"CPU": gang.cpus} | ({"GPU": gang.gpus} if gang.gpus else {}),
+        )
         trainer = GangTrainer(
             _on_rank,
             # In bytes, so that the controller doesn't import the training code, and torch with it.
             train_loop_config={"task": ray.cloudpickle.dumps(self.task)},
-            scaling_config=ScalingConfig(
-                num_workers=gang.workers,
-                use_gpu=gang.gpus > 0,
-                resources_per_worker={"CPU": gang.cpus} | ({"GPU": gang.gpus} if gang.gpus else {}),
-            ),
+            scaling_config=scaling,
             backend_config=TorchRendezvous("nccl" if gang.gpus else "gloo"),
-            run_config=RunConfig(
-                name=self.run_name, storage_path=self.folder, failure_config=FailureConfig(max_failures=0)
-            ),
+            run_config=RunConfig(name=self.run_name, storage_path=self.folder, failure_config=again),
         )
         trainer.embedded = self.embedded
+        elastic = {"scaling_policy": Elastic(scaling, gang.sizes, slot)} if gang.sizes else {}
+        trainer.policies = {"failure_policy": Failures(again, self.task.fatal, slot), **elastic}
         value: tuple[Any, float] = ray.cloudpickle.loads(trainer.fit().return_value)
         return value
 
 
+@dataclass
+class _Story:
+    """What became of a gang: the failures since its last start, and when it was of which size."""
+
+    failures: list[tuple[int, Exception]] = field(default_factory=list)
+    sizes: list[tuple[float, int]] = field(default_factory=list)
+
+    def rank_seconds(self, started: float, ended: float) -> float:
+        """Ranks times seconds. The first start-up counts as the size it leads to, a later one as the size before it."""
+        times = [started, *(when for when, _ in self.sizes), ended]
+        sizes = [size for _, size in self.sizes]
+        spans = [end - start for start, end in itertools.pairwise(times)]
+        return sum(span * size for span, size in zip(spans, [*sizes[:1], *sizes], strict=True)) if sizes else 0.0
+
+
 def _follow(
-    launch: _Launch, mailbox: Mailbox, name: str, on_report: Callable[[dict[str, Any]], None]
-) -> list[tuple[int, Exception]]:
+    launch: _Launch,
+    mailbox: Mailbox,
+    name: str,
+    on_report: Callable[[dict[str, Any]], None],
+    on_note: Callable[[str], None],
+) -> _Story:
     """Hand on reports until the run ends; whatever interrupts this ends the run too."""
-    failures: list[tuple[int, Exception]] = []
+    story = _Story()
     ranks: list[Any] = []
 
     def deliver() -> None:
         mail = mailbox.take(name)
-        failures.extend(mail.failures)
+        if mail.sizes:
+            story.failures.clear()
+            story.sizes.extend((time.perf_counter(), size) for size in mail.sizes)
+        story.failures.extend(mail.failures)
         ranks.extend(mail.ranks)
+        for text in mail.notes:
+            on_note(text)
         for values in mail.reports:
             on_report(values)
 
@@ -198,7 +254,7 @@ def _follow(
             ray.kill(handle)
         launch.join(30.0)
         raise
-    return failures
+    return story
 
 
 def _on_rank(config: dict[str, Any]) -> bytes | None:
@@ -208,13 +264,15 @@ def _on_rank(config: dict[str, Any]) -> bytes | None:
     from cluster.trainer import device
 
     task: _Task = ray.cloudpickle.loads(config["task"])
-    mine = torch.distributed.get_rank()
-    if not task.slot.join():
+    mine, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if not task.slot.join(mine, world):
         raise GangError("the gang was stopped before it had started")
     torch.set_num_threads(max(1, math.floor(task.gang.cpus)))
-    rank = Rank(mine, torch.distributed.get_world_size(), device(), task.slot)
+    rank = Rank(mine, world, device(), task.slot)
     try:
         value = task.fn(rank, task.argument)
+    except Regroup:
+        raise
     except Exception as error:
         passed_on = error if isinstance(error, (ClusterError, *task.fatal)) else GangError(one_line(error))
         task.slot.fail(mine, passed_on)

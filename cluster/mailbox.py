@@ -18,11 +18,19 @@ _ASK_SECONDS = 1.0
 
 @dataclass
 class Mail:
-    """What has come in from one gang since the driver last asked."""
+    """What has come in from one gang since the driver last asked.
+
+    Attributes:
+        reports, failures: what ranks said, and which errors have ended them.
+        notes: what is to be told to the user.
+        ranks: those that have started; of each start of the gang the number of them stands in ``sizes``.
+    """
 
     reports: list[dict[str, Any]] = field(default_factory=list)
     failures: list[tuple[int, Exception]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     ranks: list[ActorHandle] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
 
 
 class _Box:
@@ -39,14 +47,25 @@ class _Box:
     def fail(self, gang: str, rank: int, error: Exception) -> None:
         self.mail.setdefault(gang, Mail()).failures.append((rank, error))
 
-    def join(self, gang: str, handle: ActorHandle) -> bool:
+    def note(self, gang: str, text: str) -> None:
+        self.mail.setdefault(gang, Mail()).notes.append(text)
+
+    def join(self, gang: str, handle: ActorHandle, rank: int, world: int) -> bool:
         """A rank has started; returns whether its gang has been stopped already."""
-        self.mail.setdefault(gang, Mail()).ranks.append(handle)
-        self.asked.discard(gang)
+        mail = self.mail.setdefault(gang, Mail())
+        mail.ranks.append(handle)
+        if rank == 0:
+            # What ended the start before this one is overcome.
+            mail.failures.clear()
+            mail.sizes.append(world)
+            self.asked.discard(gang)
         return gang in self.stopped
 
     def stop(self, gang: str) -> None:
         self.stopped.add(gang)
+
+    def was_stopped(self, gang: str) -> bool:
+        return gang in self.stopped
 
     def ask(self, gang: str) -> None:
         self.asked.add(gang)
@@ -112,10 +131,21 @@ class Slot:
         with contextlib.suppress(Exception):
             ray.get(self._actor.fail.remote(self._gang, rank, error), timeout=_FLUSH_SECONDS)
 
-    def join(self) -> bool:
-        """Say that this rank has started; False when its gang has been stopped meanwhile."""
+    def note(self, text: str) -> None:
+        """Leave a sentence for the user; never waits and never raises."""
+        with contextlib.suppress(Exception):
+            self._actor.note.remote(self._gang, text)
+
+    def join(self, rank: int, world: int) -> bool:
+        """Say that this rank of ``world`` has started; False when its gang has been stopped meanwhile."""
         me = ray.get_runtime_context().current_actor
-        return not ray.get(self._actor.join.remote(self._gang, me), timeout=_FLUSH_SECONDS)
+        return not ray.get(self._actor.join.remote(self._gang, me, rank, world), timeout=_FLUSH_SECONDS)
+
+    def stopped(self) -> bool:
+        """Whether the driver has stopped the gang; False also where nobody answers."""
+        with contextlib.suppress(Exception):
+            return bool(ray.get(self._actor.was_stopped.remote(self._gang), timeout=_FLUSH_SECONDS))
+        return False
 
     def ask(self) -> None:
         """Ask the gang to leave, from outside it; never waits and never raises."""

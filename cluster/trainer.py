@@ -50,10 +50,18 @@ class _Rendezvous(Backend):  # type: ignore[misc]
 class GangTrainer(DataParallelTrainer):  # type: ignore[misc]
     """Ray Train's trainer without the helpers that a gang has no use for.
 
-    Should Ray rename the method, the gang merely starts as slowly as before.
+    Should Ray rename a method, the gang merely starts as slowly as before, and fails and grows as Ray has it.
+
+    Attributes:
+        embedded: whether the cluster ends with the driver.
+        policies: what to take in place of Ray's, by the name of the controller's argument.
     """
 
     embedded = False
+    policies: dict[str, Any] | None = None
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        return super()._initialize_and_run_controller(**{**arguments, **(self.policies or {})})
 
     def _create_default_callbacks(self) -> list[Any]:
         # The cleaner frees a dead controller's devices for others; an embedded cluster has no others.

@@ -147,7 +147,7 @@ def require_all(job: Job, session: Session) -> None:
         session.require("capture.actors", kind.least, kind.cpus_per_actor, kind.gpus_per_actor)
     for name, train in (("teacher", job.teacher.train), ("student", job.student.train)):
         if train is not None:
-            session.require(f"{name}.train.workers", train.most_workers, train.cpus_per_worker, train.gpus_per_worker)
+            session.require(f"{name}.train.workers", train.least_workers, train.cpus_per_worker, train.gpus_per_worker)
 
 
 def _numbers(made: Made) -> dict[str, float]:

@@ -5,6 +5,7 @@ inputs have not changed is skipped, so that any command can be stopped at any mo
 """
 
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,7 @@ def teach(context: Context) -> None:
         arm = teacher_arm(job, context.inputs)
         [record], held = _train_gang(context, arm.train, (arm,), None, advance)
         worked = Usage.of(record["usage"])
-        return record["made"], held + Usage(rows=worked.rows, tokens=worked.tokens)
+        return record["made"], held + _earlier([record]) + Usage(rows=worked.rows, tokens=worked.tokens)
 
     context.do("teacher", folder, work, model=folder / "model")
 
@@ -113,9 +114,10 @@ def train(context: Context) -> None:
             first = pending[0]
             reason = f"{len(pending)} of {len(arms)} arms; {status(first.name, first.folder, first.inputs).reason}"
             with context.console.bar("train", context.expected.get("train"), reason) as advance:
-                _, usage = _train_gang(
+                records, held = _train_gang(
                     context, context.job.student.train, tuple(pending), context.workdir / "store", advance
                 )
+                usage = held + _earlier(records)
     finally:
         # Arms that were committed count, whatever became of the others.
         spent = _settle_arms(context, arms)
@@ -217,7 +219,17 @@ def _bring(context: Context, advance: Advance) -> tuple[Made, Usage]:
 def _train_gang(
     context: Context, train: Train, arms: tuple[Arm, ...], store: Folder | None, advance: Advance
 ) -> tuple[list[dict[str, Any]], Usage]:
-    gang = Gang(workers=train.most_workers, cpus=train.cpus_per_worker, gpus=train.gpus_per_worker)
+    sizes = train.gang_sizes
+    gang = Gang(
+        workers=sizes[-1],
+        cpus=train.cpus_per_worker,
+        gpus=train.gpus_per_worker,
+        sizes=sizes if train.least_workers < train.most_workers else (),
+        max_failures=train.max_failures,
+    )
+    if len(sizes) <= train.most_workers - train.least_workers:
+        told = ", ".join(str(size) for size in sizes)
+        context.console.say(f"of {train.least_workers} to {train.most_workers} workers {told} can share a batch evenly")
     task = TrainTask(
         arms=arms,
         data=context.workdir / "data",
@@ -227,15 +239,32 @@ def _train_gang(
         devices=gang.workers * gang.gpus,
         reading=context.job.reading,
         mix=context.job.distill.mix,
+        session=uuid.uuid4().hex,
     )
     order = {arm.name: i for i, arm in enumerate(arms)}
 
     def on_report(values: dict[str, Any]) -> None:
         arm, step, steps = values.pop("arm"), values.pop("step"), values.pop("of")
+        if values.pop("resumed", False):
+            context.console.say(f"{arm} goes on from step {step:,} of {steps:,}")
         context.tracked(arm).metrics({f"train/{name}": v for name, v in values.items()}, step)
         advance(order[arm] * steps + step, len(arms) * steps, arm)
 
-    return run_gang(context.session, train_arms, task, gang, on_report, fatal=(DistillError,), what="training")
+    return run_gang(
+        context.session,
+        train_arms,
+        task,
+        gang,
+        on_report,
+        fatal=(DistillError,),
+        what="training",
+        on_note=context.console.say,
+    )
+
+
+def _earlier(records: list[dict[str, Any]]) -> Usage:
+    """What arms had used, by their last checkpoints, in runs that were killed before this one."""
+    return sum((Usage.of(record["usage"]["earlier"]) for record in records), Usage())
 
 
 def _settle_arms(context: Context, arms: list[Arm]) -> Usage:

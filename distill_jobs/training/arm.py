@@ -53,7 +53,7 @@ def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validati
             return {**before, task.session: mine.as_dict()}
 
         keeper = Keeper(arm.folder / "checkpoints", arm.digest, arm.train.checkpoint, rank, used)
-        scorer = _student_model(arm, task, facts)
+        scorer = _student_model(arm, task, facts, rank)
         progress = _train(arm, task, scorer, validation, rank, keeper, before)
         meter.rows, meter.tokens = progress.rows, progress.positions
         spent = used()
@@ -63,9 +63,8 @@ def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validati
         "parameters": sum(p.numel() for p in scorer.parameters()),
         "peak_memory_bytes": _peak(rank.device),
     }
-    usage = sum((Usage.of(each) for each in spent.values()), Usage()).as_dict()
-    # What this driver's gang has held goes by its own clock; the rest was held before it.
-    usage["session"] = spent[task.session]
+    earlier = sum((Usage.of(each) for name, each in spent.items() if name != task.session), Usage())
+    usage = {**(earlier + Usage.of(spent[task.session])).as_dict(), "earlier": earlier.as_dict()}
     record = StageRecord(arm.name, arm.digest, arm.inputs, made, usage, started, time.time())
     if rank.rank == 0:
         arm.folder.write_json("history.json", progress.history)
@@ -74,8 +73,10 @@ def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validati
     return record
 
 
-def _student_model(arm: Arm, task: TrainTask, facts: DataFacts) -> Scorer:
-    scorer = build_model(arm.model, facts, seed=arm.seed, teacher=task.teacher)
+def _student_model(arm: Arm, task: TrainTask, facts: DataFacts, rank: Rank) -> Scorer:
+    scorer = build_model(
+        arm.model, facts, seed=arm.seed, teacher=task.teacher, data=task.data, device=rank.device, lora=arm.lora
+    )
     if task.store is not None:
         check_student(StorePlan.load(task.store), scorer.outputs, facts.tokenizer_sha)
     if facts.features == "documents":
