@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cluster.files import Folder
-from distill_jobs.data.batch import Batch, batch_columns, make_batch
+from distill_jobs.data.batch import IGNORED, Batch, batch_columns, make_batch
 from distill_jobs.data.cache import PartCache
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
@@ -42,15 +42,30 @@ class Source:
         self.facts, self.rows, self._take, self._signal = facts, rows, take, signal
         self.order = order or partial(Order, rows)
 
-    def load(self, numbers: np.ndarray, device: str) -> tuple[Batch, TeacherSignal | None]:
-        """The rows ``numbers`` [n]: inputs and labels, and the signal at the scored positions (row-major)."""
+    def load(
+        self, numbers: np.ndarray, device: str, real: np.ndarray | None = None
+    ) -> tuple[Batch, TeacherSignal | None]:
+        """The rows ``numbers`` [n]: inputs and labels, and the signal at the scored positions (row-major).
+
+        Args:
+            real: [n] of bool; the other rows only fill up the batch, and nothing of them is scored.
+        """
         columns = self._take(numbers)
         batch = make_batch(columns, self.facts)
+        if real is not None and not real.all():
+            batch.labels[torch.from_numpy(~real)] = IGNORED
         signal = None
         if self._signal is not None:
-            keep = (batch.labels != -100).reshape(len(numbers), -1)
-            signal = self._signal(columns, device, keep)
-        return batch.to(device), signal
+            signal = self._signal(columns, device, batch.keep)
+        return _copied(batch, device), signal
+
+
+def _copied(batch: Batch, device: str) -> Batch:
+    if not device.startswith("cuda"):
+        return batch.to(device)
+    pinned = {name: tensor.pin_memory() for name, tensor in batch.inputs.items()}
+    held = Batch(pinned, batch.labels.pin_memory(), batch.sample_ids.pin_memory())
+    return held.to(device, non_blocking=True)
 
 
 def split_source(data: Folder, split: str, reading: Reading | None = None) -> Source:
