@@ -9,7 +9,7 @@ from cluster.engine import Engine, resolve_precision
 from cluster.engine_config import EngineConfig
 from cluster.files import Folder
 from cluster.gang import Rank
-from cluster.meter import Meter, Usage, peak_memory_bytes
+from cluster.meter import Meter, Usage
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.losses.fused_head import fused_head
 from distill_jobs.models.build import build_model
@@ -20,6 +20,7 @@ from distill_jobs.stage import RECORD, StageRecord
 from distill_jobs.store.plan import StorePlan, check_student
 from distill_jobs.training.checkpoint import Keeper
 from distill_jobs.training.loop import Loop, Progress, steps_of
+from distill_jobs.training.pace import flops_per_token, memory_of
 from distill_jobs.training.source import Source, split_source, store_source
 from distill_jobs.training.task import Arm, TrainTask
 
@@ -61,7 +62,7 @@ def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validati
         "steps": progress.history[-1]["step"],
         "best_step": progress.best_step or progress.history[-1]["step"],
         "parameters": sum(p.numel() for p in scorer.parameters()),
-        "peak_memory_bytes": _peak(rank.device),
+        "peak_memory_bytes": memory_of(rank.device),
     }
     earlier = sum((Usage.of(each) for name, each in spent.items() if name != task.session), Usage())
     usage = {**(earlier + Usage.of(spent[task.session])).as_dict(), "earlier": earlier.as_dict()}
@@ -101,9 +102,10 @@ def _train(
     # The same for student and baseline: dropout and the like must not make the arms differ.
     torch.manual_seed(arm.seed)
     head = fused_head(scorer, train.facts) if arm.train.fused_loss else None
+    flops = flops_per_token(scorer, train.facts)
     engine = Engine(scorer, _engine_config(arm, steps, rank), rank.device)
     try:
-        loop = Loop(arm, engine, train, validation, rank, steps, head, keeper)
+        loop = Loop(arm, engine, train, validation, rank, steps, head, keeper, flops)
         found = keeper.restore(engine)
         if found is not None:
             loop.restore(found["loop"])
@@ -131,9 +133,3 @@ def _save(arm: Arm, scorer: Scorer, facts: DataFacts, data: Folder, state: dict[
     folder = arm.folder / "model"
     folder.clear()
     save_model(scorer, folder, facts, data, state)
-
-
-def _peak(device: str) -> int:
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated(device))
-    return peak_memory_bytes()
