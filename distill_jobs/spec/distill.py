@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from distill_jobs.spec.base import OneOf, Part
 from distill_jobs.spec.reading import Mix
+from distill_jobs.spec.teachers import Teachers
 
 Sparse = Literal["exact", "bucket", "refused"]
 
@@ -184,18 +185,20 @@ def greatest(value: Moving) -> float:
     return max(value.ends) if isinstance(value, Schedule) else value
 
 
-class Distill(Part):
+class Distill(Teachers):
     """``L = (1-alpha)·CE(student, hard) + alpha·T²·KL(teacher_T ‖ student_T)``, or another ``loss`` in the KL's place.
 
     ``temperature`` and ``alpha`` are numbers or schedules, ``{schedule: linear, from: 4, to: 1}``. ``standardise``
     compares z-scores of the logits, so that the student need not match the teacher's scale. ``mix`` names further
-    stores; the job's own gives the samples that their shares leave.
+    stores; the job's own gives the samples that their shares leave. ``teachers`` names several that are mixed row by
+    row. With ``soft_labels: live`` there is no store: the teacher says the same beside the student, in actors.
     """
 
     temperature: Temperature = 2.0
     alpha: Alpha = 0.9
     loss: Loss = Loss(forward_kl=ForwardKL())
     standardise: bool = False
+    soft_labels: Literal["store", "live"] = "store"
     mix: tuple[Mix, ...] = ()
 
     @model_validator(mode="after")
@@ -203,6 +206,16 @@ class Distill(Part):
         taken = sum(other.share for other in self.mix)
         if taken > 0.999:
             raise ValueError(f"the shares in mix add up to {taken:g}; leave the job's own store at least 0.001")
+        return self
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.mix and self.teachers:
+            raise ValueError("mix adds rows and teachers adds what is said of rows: give one of them")
+        if self.soft_labels == "live" and (self.mix or self.teachers):
+            raise ValueError(
+                f"soft_labels live asks the job's own teacher only: remove {'mix' if self.mix else 'teachers'}"
+            )
         return self
 
     @property
@@ -215,4 +228,9 @@ class Distill(Part):
         tree = self.model_dump(mode="json", include={"temperature", "alpha"})
         if self.loss.kind != "forward_kl":
             tree["loss"] = {"name": self.loss.kind, **self.loss.chosen.model_dump(mode="json")}
+        if self.teachers:
+            tree["teachers"] = [teacher.model_dump(mode="json") for teacher in self.teachers]
+            tree["by_label"] = self.by_label
+        if self.soft_labels == "live":
+            tree["soft_labels"] = "live"
         return tree | ({"standardise": True} if self.standardise else {})

@@ -65,13 +65,17 @@ class MixedStore:
         return self.stores[0].signal(columns, device, keep)
 
 
-def check_alike(own: StorePlan, other: StorePlan, where: Folder) -> None:
-    """Refuse a store that can't be mixed with another; raises StoreError saying what differs."""
+def check_alike(own: StorePlan, other: StorePlan, where: Folder, *, codec: bool = True) -> None:
+    """Refuse a store that can't be mixed with another; raises StoreError saying what differs.
+
+    Args:
+        codec: whether their codecs have to be the same.
+    """
     pairs = {
         "classes": (own.classes, other.classes),
         "tokenizer": (own.tokenizer_sha, other.tokenizer_sha),
         "positions a row": (own.positions_per_row, other.positions_per_row),
-        "codec": (own.codec, other.codec),
+        "codec": (own.codec, other.codec if codec else own.codec),
         **{name.replace("_", " "): (own.facts.get(name), other.facts.get(name)) for name in _SAME_FACTS},
     }
     for name, (mine, theirs) in pairs.items():

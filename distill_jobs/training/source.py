@@ -15,6 +15,8 @@ from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
 from distill_jobs.errors import DataError, DistillError, StoreError
 from distill_jobs.spec.reading import Mix, Reading
+from distill_jobs.spec.teachers import Teachers
+from distill_jobs.store.ensemble import EnsembleStore
 from distill_jobs.store.mixture import MixedStore
 from distill_jobs.store.reader import LogitStore
 from distill_jobs.store.signal import TeacherSignal
@@ -79,9 +81,16 @@ def split_source(data: Folder, split: str, reading: Reading | None = None) -> So
 
 
 def store_source(
-    store: Folder, data: Folder, soft: bool, reading: Reading | None = None, mix: Sequence[Mix] = ()
+    store: Folder,
+    data: Folder,
+    soft: bool,
+    reading: Reading | None = None,
+    mix: Sequence[Mix] = (),
+    teachers: Teachers | None = None,
 ) -> Source:
     """The rows of a logit store, mixed with those of others where ``mix`` names some.
+
+    Where there are several ``teachers``, the rows are those that all of their stores hold, and the signal is of all.
 
     An epoch is one pass over the job's own store, the others' rows in their shares between its own.
 
@@ -92,6 +101,10 @@ def store_source(
         StoreError: a store is damaged, incomplete, or can't be mixed with the job's own.
     """
     reading = reading or Reading()
+    if teachers is not None and teachers.teachers:
+        several = open_teachers(store, data, reading, teachers)
+        take = partial(several.take, soft=soft, columns=batch_columns(several.facts))
+        return Source(several.facts, several.rows, take, several.signal if soft else None, _together(several, reading))
     stores = open_stores(store, data, reading, mix)
     orders = [partial(_order, s.table, s.prefetch, reading, StoreError) for s in stores]
     own = stores[0]
@@ -112,17 +125,40 @@ def store_source(
 
 def open_stores(store: Folder, data: Folder, reading: Reading, mix: Sequence[Mix]) -> list[LogitStore]:
     """The job's own store and those mixed into it, checked to fit one another."""
-    places = [(store, data), *((Folder(other.store), Folder(other.data) if other.data else None) for other in mix)]
-    # One cache for all, so that none gives up what another is reading.
-    cache = next(
-        (_cache(folder, reading) for pair in places for folder in pair if folder and not folder.is_local), None
-    )
-    stores = [LogitStore.open(s, d, cache=cache, verify=reading.verify) for s, d in places]
+    others = ((Folder(other.store), Folder(other.data) if other.data else None) for other in mix)
+    stores = _open([(store, data), *others], reading)
     for opened in stores:
         if not opened.rows:
             raise StoreError(f"{opened.table.folder} holds no rows")
     MixedStore(stores)
     return stores
+
+
+def open_teachers(store: Folder, data: Folder, reading: Reading, teachers: Teachers) -> EnsembleStore:
+    """The stores of several teachers, checked to be of the same rows; ``store`` is the job's own."""
+    places = [
+        (Folder(t.store), Folder(t.data) if t.data else data) if t.store is not None else (store, data)
+        for t in teachers.teachers
+    ]
+    return EnsembleStore(_open(places, reading), teachers.teachers, teachers.by_label)
+
+
+def _open(places: Sequence[tuple[Folder, Folder | None]], reading: Reading) -> list[LogitStore]:
+    # One cache for all, so that none gives up what another is reading.
+    cache = next(
+        (_cache(folder, reading) for pair in places for folder in pair if folder and not folder.is_local), None
+    )
+    return [LogitStore.open(s, d, cache=cache, verify=reading.verify) for s, d in places]
+
+
+def _together(several: EnsembleStore, reading: Reading) -> Callable[[int], Order]:
+    """The order of rows that several stores hold; they are fetched together, as they have the same parts."""
+    tables = [store.table for store in several.stores]
+    if all(table.folder.is_local for table in tables):
+        return partial(Order, several.rows)
+    remote = [table for table in tables if not table.folder.is_local]
+    window = _window(remote, several.part_rows, reading, StoreError)
+    return lambda seed: WindowOrder(several.part_rows, seed, window, several.prefetch)
 
 
 def _order(
@@ -135,15 +171,22 @@ def _order(
     """A shuffle of all rows; for parts in an object store of a window of parts after another."""
     if table.folder.is_local:
         return Order(table.rows, seed)
-    filled = max(1, int(np.count_nonzero(table.part_rows)))
+    window = _window([table], table.part_rows, reading, error)
+    return WindowOrder(table.part_rows, seed, window, prefetch)
+
+
+def _window(tables: Sequence[TableReader], part_rows: np.ndarray, reading: Reading, error: type[DistillError]) -> int:
+    """How many parts are shuffled together, of each of ``tables``; refused where they don't fit into the cache."""
+    filled = max(1, int(np.count_nonzero(part_rows)))
     window = min(reading.window_parts, filled)
-    size = table.facts.get("bytes")
-    if isinstance(size, int) and size / filled * window > reading.cache_gb * 1e9:
+    size = sum(found for table in tables if isinstance(found := table.facts.get("bytes"), int))
+    if size / filled * window > reading.cache_gb * 1e9:
+        where = " and ".join(str(table.folder) for table in tables)
         raise error(
-            f"{window} parts of {table.folder} ({size / filled:,.0f} bytes each) don't fit into reading.cache_gb "
+            f"{window} parts of {where} ({size / filled:,.0f} bytes each) don't fit into reading.cache_gb "
             f"{reading.cache_gb:g}: raise it, or lower reading.window_parts"
         )
-    return WindowOrder(table.part_rows, seed, window, prefetch)
+    return window
 
 
 def _cache(folder: Folder, reading: Reading) -> PartCache | None:
