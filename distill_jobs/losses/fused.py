@@ -27,7 +27,7 @@ _LARGE_BUFFER = 512 << 20
 # A loss that goes through autograd makes several tensors of the buffer's size.
 _COPIES = 6
 # Numbers of a block of rows on a CPU: each block costs some sixty small steps beside its few wide ones.
-_BLOCK = 1 << 21
+_BLOCK = 1 << 20
 # Columns whose part of a half-precision weight gradient is made at once, before it is added up in fp32.
 _COLUMNS = 8192
 
