@@ -49,6 +49,9 @@ def inputs_of(job: Job) -> Inputs:
     # A baseline reads nothing of the teacher, unless it starts from its layers: another T or alpha leaves it alone.
     start = {"teacher": digest(teacher)} if job.student.model.kind == "init_from_teacher" else {}
     mix = {"distill.mix": tree["distill"]["mix"], "mixed": _mixed(job)}
+    if job.distill.teachers:
+        # A baseline too: it goes without the rows that any of them has in quarantine.
+        mix["taught"] = [sha256(Folder(one.store), MANIFEST) for one in job.distill.teachers if one.store is not None]
     for seed in job.seeds:
         own = {**student, **mix, "seed": seed}
         inputs[f"student/{seed}"] = {**own, "capture": digest(capture), **flatten(job.distill.inputs(), "distill")}

@@ -36,7 +36,7 @@ from distill_jobs.stage import StageRecord, status
 from distill_jobs.store.codecs import make_codec
 from distill_jobs.store.plan import check_teacher
 from distill_jobs.training.arm import train_arms
-from distill_jobs.training.source import open_stores
+from distill_jobs.training.source import open_stores, open_teachers
 from distill_jobs.training.task import Arm, TrainTask
 
 
@@ -190,10 +190,13 @@ def _check_store(context: Context) -> None:
     """Refuse to train from a store that isn't whole, or that another teacher or other data made."""
     store, data = context.workdir / "store", context.workdir / "data"
     job = context.job
-    opened = open_stores(store, data, job.reading, job.distill.mix)
+    opened, own = open_stores(store, data, job.reading, job.distill.mix), 0
+    if job.distill.teachers:
+        opened = open_teachers(store, data, job.reading, job.distill).stores
+        own = next(i for i, one in enumerate(job.distill.teachers) if one.store is None)
     for each in opened:
         _check_loss(job, str(each.plan.codec["name"]))
-    check_teacher(opened[0].plan, model_digest(context.workdir / "teacher" / "model"), DataFacts.load(data))
+    check_teacher(opened[own].plan, model_digest(context.workdir / "teacher" / "model"), DataFacts.load(data))
 
 
 def _check_loss(job: Job, codec: str) -> None:
@@ -239,6 +242,7 @@ def _train_gang(
         devices=gang.workers * gang.gpus,
         reading=context.job.reading,
         mix=context.job.distill.mix,
+        teachers=context.job.distill,
         session=uuid.uuid4().hex,
     )
     order = {arm.name: i for i, arm in enumerate(arms)}

@@ -97,7 +97,7 @@ def _train(
     if task.store is None:
         train = split_source(task.data, "train", task.reading)
     else:
-        train = store_source(task.store, task.data, arm.reads_soft, task.reading, task.mix)
+        train = store_source(task.store, task.data, arm.reads_soft, task.reading, task.mix, task.teachers)
     steps = steps_of(train.rows, arm.train.epochs, arm.train.steps, arm.train.batch_size)
     # The same for student and baseline: dropout and the like must not make the arms differ.
     torch.manual_seed(arm.seed)

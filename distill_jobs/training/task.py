@@ -7,6 +7,7 @@ from cluster.files import Folder
 from distill_jobs.spec import Model, Train
 from distill_jobs.spec.distill import Loss, Moving, greatest
 from distill_jobs.spec.reading import Mix, Reading
+from distill_jobs.spec.teachers import Teachers
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class TrainTask:
         cores, devices: what the whole gang holds, for the meter.
         reading: how parts are read.
         mix: further stores to train students and baselines from.
+        teachers: the stores of several teachers over the same rows, where the job's own is not the only one.
         session: the name of the driver's run, to tell what others have used before it.
     """
 
@@ -61,4 +63,5 @@ class TrainTask:
     devices: float
     reading: Reading = field(default_factory=Reading)
     mix: tuple[Mix, ...] = ()
+    teachers: Teachers = field(default_factory=Teachers)
     session: str = ""
