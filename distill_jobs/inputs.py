@@ -8,8 +8,7 @@ from distill_jobs import __version__
 from distill_jobs.data.prepare import data_digest
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.models.brought import brought_digest
-from distill_jobs.spec import Job, Train
-from distill_jobs.spec.parts import Model
+from distill_jobs.spec import Job, Model, Train
 from distill_jobs.stage import Status, flatten, status
 from distill_jobs.store import SCHEMA_VERSION
 from distill_jobs.training.task import Arm
@@ -46,8 +45,8 @@ def inputs_of(job: Job) -> Inputs:
     }
     inputs = {"prepare": prepare, "teacher": teacher, "capture": capture}
     student = {**code, **flatten(tree["student"], "student"), "weights": _weights(job.student.model)}
-    # A baseline reads nothing of the teacher, unless it starts from its layers: another T or alpha leaves it alone.
-    start = {"teacher": digest(teacher)} if job.student.model.kind == "init_from_teacher" else {}
+    # A baseline reads nothing of the teacher, unless it starts as a part of it: another T or alpha leaves it alone.
+    start = {"teacher": digest(teacher)} if job.student.model.from_teacher else {}
     mix = {"distill.mix": tree["distill"]["mix"], "mixed": _mixed(job)}
     if job.distill.teachers:
         # A baseline too: it goes without the rows that any of them has in quarantine.
@@ -91,6 +90,7 @@ def arms_of(job: Job, inputs: Inputs) -> list[Arm]:
                     seed=seed,
                     folder=workdir / role / str(seed),
                     model=job.student.model,
+                    lora=job.student.lora,
                     train=job.student.train,
                     alpha=alpha,
                     temperature=job.distill.temperature,

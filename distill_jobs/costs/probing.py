@@ -49,7 +49,7 @@ class ProbeWorker:
         started = time.perf_counter()
         teacher, saved = self._teacher(facts, folder / "model")
         brought = 0.0 if self.taught or self.job.teacher.train else time.perf_counter() - started
-        student = build_model(self.job.student.model, facts, seed=0, teacher=saved)
+        student = build_model(self.job.student.model, facts, seed=0, teacher=saved, lora=self.job.student.lora)
         sizes = replace(sizes, teacher_bytes=_bytes(teacher), student_bytes=_bytes(student), bring_seconds=brought)
         return {"sizes": asdict(sizes), "rates": self._rates(facts, teacher, student).as_dict()}
 

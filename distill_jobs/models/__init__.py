@@ -12,4 +12,5 @@ MODEL_LOADERS: dict[str, str] = {
     "mlp": "distill_jobs.models.loaders:load_mlp",
     "cnn": "distill_jobs.models.loaders:load_cnn",
     "init_from_teacher": "distill_jobs.models.loaders:load_layers",
+    "prune_teacher": "distill_jobs.models.loaders:load_pruned",
 }

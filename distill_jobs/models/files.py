@@ -23,6 +23,7 @@ from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.tokenizer import TokenizerFacts
 from distill_jobs.errors import DataError, ModelError
 from distill_jobs.models import builtin, factory, huggingface
+from distill_jobs.models.lora import merged
 from distill_jobs.models.scorer import Scorer, flat
 from distill_jobs.models.spread import gpus, layer_map
 
@@ -34,7 +35,7 @@ _BLOCK = 1 << 22
 def save_model(
     scorer: Scorer, folder: Folder, facts: DataFacts, data: Folder, state: dict[str, Tensor] | None = None
 ) -> None:
-    """Write a model so that it can be loaded, served and shared from ``folder`` alone.
+    """Write a model so that it can be loaded, served and shared from ``folder`` alone; adapters are merged into it.
 
     Args:
         data: the prepared data, whose encoder and tokenizer are copied along.
@@ -42,7 +43,8 @@ def save_model(
             weights that an engine has spread over ranks; None saves the scorer's own.
     """
     folder.remove(SERVING)
-    weights = {k.removeprefix("core."): v for k, v in (scorer.state_dict() if state is None else state).items()}
+    own = scorer.state_dict() if state is None else state
+    weights = merged(scorer.core, {name.removeprefix("core."): value for name, value in own.items()})
     for name in [*folder.names(".safetensors"), *folder.names(".safetensors.index.json")]:
         folder.remove(name)
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:

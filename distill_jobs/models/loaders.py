@@ -9,7 +9,8 @@ from torch import nn
 from cluster.files import Folder
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.errors import ModelError
-from distill_jobs.models import builtin, factory, files, huggingface, layers
+from distill_jobs.models import builtin, factory, files, huggingface, importance, layers, width
+from distill_jobs.models.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,16 @@ class Wanted:
 
     Attributes:
         teacher: the saved teacher, for a student that is cut from it.
+        data: the prepared data, whose training rows show what matters to a teacher that is pruned.
+        device: where to run the teacher for that.
         trained_further: False for a model that must be able to teach as it is.
     """
 
     facts: DataFacts
     teacher: Folder | None = None
     trained_further: bool = True
+    data: Folder | None = None
+    device: str = "cpu"
 
 
 Loaded = tuple[nn.Module, dict[str, Any]]
@@ -60,12 +65,28 @@ def load_cnn(chosen: Any, wanted: Wanted) -> Loaded:
 
 
 def load_layers(chosen: Any, wanted: Wanted) -> Loaded:
+    teacher, _ = _teacher("init_from_teacher", wanted)
+    return layers.cut_layers(teacher.core, chosen.layers), {**_HF}
+
+
+def load_pruned(chosen: Any, wanted: Wanted) -> Loaded:
+    teacher, folder = _teacher("prune_teacher", wanted)
+    if wanted.data is None:
+        scores = importance.Importance.unknown(teacher.core)
+    else:
+        # Beside the weights that they are of, and not among the files of the model itself.
+        notes, key = folder / "importance", files.model_digest(folder)
+        scores = importance.known_importance(teacher, key, notes, wanted.data, chosen.calibration_rows, wanted.device)
+    return width.prune(teacher.core, chosen, scores).to("cpu"), {**_HF}
+
+
+def _teacher(key: str, wanted: Wanted) -> tuple[Scorer, Folder]:
     if wanted.teacher is None:
-        raise ModelError("init_from_teacher needs a teacher that is trained or imported: run the teach stage first")
+        raise ModelError(f"{key} needs a teacher that is trained or imported: run the teach stage first")
     teacher = files.load_model(wanted.teacher)
     if teacher.origin["kind"] != "hf":
         raise ModelError(
-            f"init_from_teacher cuts layers from Hugging Face models only, and the teacher is a "
-            f"{teacher.origin['kind']} model: give the student a model of its own"
+            f"{key} takes Hugging Face models only, and the teacher is a {teacher.origin['kind']} model: give the "
+            f"student a model of its own"
         )
-    return layers.cut_layers(teacher.core, chosen.layers), {**_HF}
+    return teacher, wanted.teacher

@@ -90,6 +90,8 @@ def model_name(model: Any) -> str:
         return str(value.get("target", "factory")).rpartition(":")[2]
     if kind == "init_from_teacher":
         return f"{len(value.get('layers', ()))} of the teacher's layers"
+    if kind == "prune_teacher":
+        return "the teacher, pruned"
     return str(kind)
 
 

@@ -4,7 +4,21 @@ from distill_jobs.spec.capture import Capture, Codec
 from distill_jobs.spec.distill import Distill
 from distill_jobs.spec.job import Job
 from distill_jobs.spec.load import load_job, parse_job
-from distill_jobs.spec.parts import Data, Features, Model
+from distill_jobs.spec.model import Lora, Model, PrunedTeacher
+from distill_jobs.spec.parts import Data, Features
 from distill_jobs.spec.train import Train
 
-__all__ = ["Capture", "Codec", "Data", "Distill", "Features", "Job", "Model", "Train", "load_job", "parse_job"]
+__all__ = [
+    "Capture",
+    "Codec",
+    "Data",
+    "Distill",
+    "Features",
+    "Job",
+    "Lora",
+    "Model",
+    "PrunedTeacher",
+    "Train",
+    "load_job",
+    "parse_job",
+]

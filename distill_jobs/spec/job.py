@@ -51,6 +51,12 @@ class Job(Part):
                 raise ValueError(f"{role}.model.cnn takes image features, not {kind}")
             if model.kind == "gguf" and kind != "documents":
                 raise ValueError(f"{role}.model.gguf is a language model and takes documents, not {kind}")
+        start = self.student.model
+        if start.from_teacher and self.teacher.model.kind in ("mlp", "cnn", "factory"):
+            raise ValueError(
+                f"student.model.{start.kind} takes Hugging Face teachers only, and the teacher is a "
+                f"{self.teacher.model.kind} model: give the student a model of its own"
+            )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds holds a seed twice")
         return self

@@ -1,10 +1,11 @@
 """The parts of a job spec, in the order in which a job meets them. Imports neither torch nor ray."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from distill_jobs.spec.base import OneOf, Part, Positive, Share
+from distill_jobs.spec.model import Lora, Model
 from distill_jobs.spec.train import Train
 
 Paths = str | tuple[str, ...]
@@ -89,46 +90,6 @@ class Data(Part):
         return self
 
 
-class Mlp(Part):
-    """Built-in multi-layer perceptron for tabular rows (or flattened images)."""
-
-    hidden: tuple[Positive, ...] = (128, 128)
-    dropout: Share = 0.0
-
-
-class Cnn(Part):
-    """Built-in convolutional network for images: 3×3 convolutions, one halving after each."""
-
-    channels: tuple[Positive, ...] = (16, 32)
-    dropout: Share = 0.0
-
-
-class Factory(Part):
-    """``module:callable`` that returns an ``nn.Module``, called with ``args`` and the data's sizes."""
-
-    target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-    args: dict[str, Any] = {}
-
-
-class TeacherLayers(Part):
-    """A copy of the teacher with only these of its layers, in this order."""
-
-    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-
-
-class Model(OneOf):
-    """Where a model comes from."""
-
-    what: ClassVar[str] = "kind of model"
-    hf: str | None = None
-    gguf: str | None = None
-    config: dict[str, Any] | None = None
-    factory: Factory | None = None
-    mlp: Mlp | None = None
-    cnn: Cnn | None = None
-    init_from_teacher: TeacherLayers | None = None
-
-
 class Teacher(Part):
     """The teacher: its model, and how to train it (leave ``train`` out for a teacher that is brought)."""
 
@@ -138,7 +99,7 @@ class Teacher(Part):
 
     @model_validator(mode="after")
     def _can_teach(self) -> Self:
-        if self.model.kind == "init_from_teacher":
+        if self.model.from_teacher:
             raise ValueError("a teacher can't be cut from a teacher; name its own model")
         if self.train is None and self.model.kind in ("config", "mlp", "cnn"):
             raise ValueError(f"a {self.model.kind} teacher starts untrained: give teacher.train")
@@ -146,10 +107,24 @@ class Teacher(Part):
 
 
 class Student(Part):
-    """The student, and how both it and the no-teacher baseline of equal budget are trained."""
+    """The student, and how both it and the no-teacher baseline of equal budget are trained.
+
+    With ``lora`` the model stays as it starts, and adapters are trained on it.
+    """
 
     model: Model
+    lora: Lora | None = None
     train: Train
+
+    @model_validator(mode="after")
+    def _lora_has_a_start(self) -> Self:
+        kind = self.model.kind
+        if self.lora is not None and not (kind in ("hf", "gguf") or self.model.from_teacher):
+            raise ValueError(
+                f"lora adapts a Hugging Face model that is trained already (hf, gguf, init_from_teacher, "
+                f"prune_teacher), not {kind}: remove student.lora, or train a model of these kinds"
+            )
+        return self
 
 
 class Evaluate(Part):

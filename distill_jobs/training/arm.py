@@ -61,7 +61,8 @@ def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validati
     made = {
         "steps": progress.history[-1]["step"],
         "best_step": progress.best_step or progress.history[-1]["step"],
-        "parameters": sum(p.numel() for p in scorer.parameters()),
+        # Adapters are merged when the model is saved.
+        "parameters": sum(p.numel() for name, p in scorer.named_parameters() if ".lora_" not in name),
         "peak_memory_bytes": memory_of(rank.device),
     }
     earlier = sum((Usage.of(each) for name, each in spent.items() if name != task.session), Usage())

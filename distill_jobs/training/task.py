@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.files import Folder
-from distill_jobs.spec import Model, Train
+from distill_jobs.spec import Lora, Model, Train
 from distill_jobs.spec.distill import Loss, Moving, greatest
 from distill_jobs.spec.reading import Mix, Reading
 from distill_jobs.spec.teachers import Teachers
@@ -28,6 +28,7 @@ class Arm:
     inputs: dict[str, Any]
     loss: Loss | None = None
     standardise: bool = False
+    lora: Lora | None = None
 
     @property
     def reads_soft(self) -> bool:

@@ -18,7 +18,7 @@ from distill_jobs.models.build import build_model
 from distill_jobs.models.files import model_digest, save_model
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.spec import Model
-from distill_jobs.spec.parts import Mlp
+from distill_jobs.spec.model import Mlp
 from distill_jobs.store.codecs import Codec
 from distill_jobs.store.codecs.dense import DenseCodec
 from distill_jobs.store.codecs.hybrid import HybridCodec

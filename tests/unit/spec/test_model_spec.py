@@ -1,0 +1,71 @@
+"""Where a student may start from, and what is trained of it."""
+
+from typing import Any
+
+import pytest
+
+from distill_jobs.errors import SpecError
+from distill_jobs.inputs import arms_of, inputs_of
+from distill_jobs.spec import Job, parse_job
+
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "attention_heads": 4, "key_value_heads": 2, "layers": 3}
+
+
+def job(student: dict[str, Any], teacher: dict[str, Any] | None = None, **changes: Any) -> Job:
+    config = {"config": {"model_type": "llama"}}
+    return parse_job(
+        {
+            "name": "lm",
+            "task": "causal_lm",
+            "workdir": "run",
+            "data": {"train": "text.jsonl", "features": {"documents": {"tokenizer": "bytes"}}},
+            "teacher": {"model": teacher or config, "train": {}},
+            "student": {**student, "train": {}},
+            **changes,
+        },
+        "job.yaml",
+    )
+
+
+def test_a_pruned_teacher_and_adapters() -> None:
+    found = job({"model": {"prune_teacher": {**SIZES, "layers": [0, 2]}}, "lora": {"rank": 4, "targets": ["q_proj"]}})
+    assert found.student.model.chosen.layers == (0, 2) and found.student.model.from_teacher
+    assert found.student.lora is not None and found.student.lora.targets == ("q_proj",)
+    assert job({"model": {"prune_teacher": SIZES}}).student.model.chosen.layers == 3
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "said"),
+    [
+        ({"model": {"prune_teacher": {}}}, None, "name at least one size to prune to: hidden_size"),
+        ({"model": {"prune_teacher": {"calibration_rows": 8}}}, None, "name at least one size to prune to"),
+        ({"model": {"prune_teacher": {"hiden_size": 8}}}, None, "did you mean hidden_size?"),
+        ({"model": {"prune_teacher": {"layers": []}}}, None, "student.model.prune_teacher.layers"),
+        ({"model": {"prune_teacher": SIZES}}, {"mlp": {}}, "mlp takes tabular or image features"),
+        (
+            {"model": {"prune_teacher": SIZES}},
+            {"factory": {"target": "mine:make"}},
+            "student.model.prune_teacher takes Hugging Face teachers only, and the teacher is a factory model",
+        ),
+        ({"model": {"hf": "here"}}, {"prune_teacher": SIZES}, "can't be cut from a teacher"),
+        ({"model": {"config": {"model_type": "gpt2"}}, "lora": {}}, None, "trained already"),
+        ({"model": {"hf": "here"}, "lora": {"rank": 0}}, None, "student.lora.rank"),
+    ],
+)
+def test_a_mistake_is_one_clear_sentence(student: dict[str, Any], teacher: dict[str, Any] | None, said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        job(student, teacher)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_students_and_baselines_hang_on_the_teacher_that_they_are_pruned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill_jobs.inputs.data_digest", lambda _: "rows")
+    model = {"model": {"prune_teacher": SIZES}}
+    inputs = inputs_of(job({**model, "lora": {"rank": 4}}))
+    assert "teacher" in inputs["baseline/0"]
+    assert all(
+        arm.lora is not None and arm.lora.rank == 4 for arm in arms_of(job({**model, "lora": {"rank": 4}}), inputs)
+    )
+    other = inputs_of(job({**model, "lora": {"rank": 8}}))
+    changed = {name for name, value in inputs["baseline/0"].items() if other["baseline/0"].get(name) != value}
+    assert changed == {"student.lora.rank"}
