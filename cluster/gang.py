@@ -179,7 +179,7 @@ class _Launch(threading.Thread):
         # Imported here, beside the start of the mailbox, and not by everything that only names a Gang.
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-        from cluster.recovery import Elastic, Failures
+        from cluster.recovery import Failures, Sizes
         from cluster.trainer import GangTrainer, TorchRendezvous
 
         gang, slot = self.task.gang, self.task.slot
@@ -199,8 +199,10 @@ class _Launch(threading.Thread):
             run_config=RunConfig(name=self.run_name, storage_path=self.folder, failure_config=again),
         )
         trainer.embedded = self.embedded
-        elastic = {"scaling_policy": Elastic(scaling, gang.sizes, slot)} if gang.sizes else {}
-        trainer.policies = {"failure_policy": Failures(again, self.task.fatal, slot), **elastic}
+        trainer.policies = {
+            "failure_policy": Failures(again, self.task.fatal, slot),
+            "scaling_policy": Sizes(scaling, gang.sizes or (gang.workers,), slot),
+        }
         value: tuple[Any, float] = ray.cloudpickle.loads(trainer.fit().return_value)
         return value
 

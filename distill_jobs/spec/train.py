@@ -21,14 +21,13 @@ class EarlyStopping(Part):
 class Checkpoint(Part):
     """When a run's whole state is kept, so that no step is lost: after so many steps, so many minutes, or both.
 
-    ``keep`` are the last ones that stay; ``keep_best`` keeps the one of the lowest validation loss beside them.
+    ``keep`` are the last ones that stay; with early stopping the best one stays beside them, to be saved at the end.
     Without ``every_steps`` and ``every_minutes`` there are none.
     """
 
     every_steps: Positive | None = None
     every_minutes: Annotated[float, Field(gt=0)] | None = 10.0
     keep: Positive = 2
-    keep_best: bool = True
 
 
 class OnBadStep(Part):

@@ -22,7 +22,7 @@ from distill_jobs.spec.train import Checkpoint
 from distill_jobs.training.chances import Chances, restore_chances, take_chances
 from distill_jobs.training.shelf import Record, Shelf
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS, _PATIENCE_SECONDS = 0.1, 1800.0
 
 State = dict[str, Any]
 
@@ -179,9 +179,15 @@ class Keeper:
             self._error = error
 
     def _commit(self, record: Record) -> None:
+        begun = time.monotonic()
         while (files := self.shelf.complete(record["step"], record["world"])) is None:
             if self._ended.wait(_POLL_SECONDS):
                 return
+            if time.monotonic() - begun > _PATIENCE_SECONDS:
+                raise CheckpointError(
+                    f"not all of {record['world']} ranks have written their part of the checkpoint of step "
+                    f"{record['step']} to {self.shelf.folder}: give all nodes the same workdir"
+                )
         self.shelf.commit({**record, "files": files})
         self.shelf.retain(self.spec.keep)
 

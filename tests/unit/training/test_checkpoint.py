@@ -15,6 +15,7 @@ from pyarrow import fs
 from cluster.errors import CheckpointError, FileError
 from cluster.files import Folder, filesystem
 from distill_jobs.spec.train import Checkpoint
+from distill_jobs.training import checkpoint
 from distill_jobs.training.chances import restore_chances, take_chances
 from distill_jobs.training.checkpoint import Errand, Keeper
 from distill_jobs.training.shelf import Shelf
@@ -158,6 +159,14 @@ def test_a_run_that_ends_waits_for_no_other_rank(tmp_path: Path) -> None:
     kept.save(Motor("half"), {"step": 2})  # type: ignore[arg-type]
     kept.finish()
     assert committed(tmp_path) == []
+
+
+def test_ranks_that_share_no_folder_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_PATIENCE_SECONDS", 0.0)
+    kept = keeper(tmp_path, place=Place(0, 2))
+    kept.save(Motor("half"), {"step": 2})  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"not all of 2 ranks .* give all nodes the same workdir"):
+        kept.wait()
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told(tmp_path: Path) -> None:
