@@ -71,6 +71,7 @@ def load_layers(chosen: Any, wanted: Wanted) -> Loaded:
 
 def load_pruned(chosen: Any, wanted: Wanted) -> Loaded:
     teacher, folder = _teacher("prune_teacher", wanted)
+    width.narrowed(teacher.core, chosen)
     if wanted.data is None:
         scores = importance.Importance.unknown(teacher.core)
     else:

@@ -25,13 +25,12 @@ def prune(teacher: nn.Module, wanted: spec.PrunedTeacher, importance: Importance
     Raises:
         ModelError: of an architecture that can't be narrowed, or sizes that it can't have.
     """
-    config: Any = teacher.config
     family = family_of(teacher)
-    sizes = wanted_sizes(family, config, wanted)
-    kept = _layers(wanted, importance, int(config.num_hidden_layers))
+    sizes = narrowed(teacher, wanted)
+    kept = _layers(wanted, importance)
     shorter = teacher if kept is None else cut_layers(teacher, kept)
     numbers = list(range(len(importance.layers))) if kept is None else kept
-    places = _choose(family.sizes(config), sizes, importance, numbers)
+    places = _choose(family.sizes(teacher.config), sizes, importance, numbers)
     with said(f"can't prune a {type(teacher).__name__}"):
         # The weights are all copied in below, so what the fresh model starts from doesn't matter.
         student: nn.Module = type(teacher)._from_config(_narrower(family, shorter.config, sizes))  # type: ignore[attr-defined]
@@ -41,12 +40,26 @@ def prune(teacher: nn.Module, wanted: spec.PrunedTeacher, importance: Importance
     return student.train(teacher.training)
 
 
-def wanted_sizes(family: Family, config: Any, wanted: spec.PrunedTeacher) -> Sizes:
-    """The sizes of the pruned model, those that aren't named as they follow from the others.
+def narrowed(teacher: Any, wanted: spec.PrunedTeacher) -> Sizes:
+    """The widths of the pruned model.
+
+    To be asked before anything is measured: whatever is wrong with the sizes shows here.
 
     Raises:
-        ModelError: they are larger than the teacher's, or don't fit one another.
+        ModelError: the teacher can't be narrowed, or not to such sizes.
     """
+    family = family_of(teacher)
+    sizes = _sizes(family, teacher.config, wanted)
+    count = int(teacher.config.num_hidden_layers)
+    if isinstance(wanted.layers, int) and wanted.layers > count:
+        raise ModelError(f"prune_teacher.layers {wanted.layers} is more than the teacher's {count}")
+    with said(f"prune_teacher asks for a {teacher.config.model_type} model that transformers won't have"):
+        _narrower(family, teacher.config, sizes)
+    return sizes
+
+
+def _sizes(family: Family, config: Any, wanted: spec.PrunedTeacher) -> Sizes:
+    """The sizes of the pruned model, those that aren't named as they follow from the others."""
     own = family.sizes(config)
     shared = own.heads // own.groups
     hidden = wanted.hidden_size or own.hidden
@@ -84,14 +97,12 @@ def _check(family: Family, found: Sizes, own: Sizes) -> None:
         )
 
 
-def _layers(wanted: spec.PrunedTeacher, importance: Importance, count: int) -> list[int] | None:
+def _layers(wanted: spec.PrunedTeacher, importance: Importance) -> list[int] | None:
     """The numbers of the layers that stay; None for all."""
     if wanted.layers is None:
         return None
     if not isinstance(wanted.layers, int):
         return list(wanted.layers)
-    if wanted.layers > count:
-        raise ModelError(f"prune_teacher.layers {wanted.layers} is more than the teacher's {count}")
     return _best(importance.layers, wanted.layers).tolist()
 
 

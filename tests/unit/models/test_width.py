@@ -148,6 +148,7 @@ def test_depth_and_width_together(tmp_path: Path) -> None:
         (LLAMA, {"key_value_heads": 3}, "key_value_heads 3 is more than the teacher's 2"),
         (LLAMA, {"attention_heads": 3}, "can't share 2 key-value heads among 3 attention heads"),
         (LLAMA, {"attention_heads": 4, "key_value_heads": 1}, "by 2 at most, as in the teacher"),
+        (LLAMA, {"hidden_size": 30}, "won't have: .*not a multiple of the number of attention heads"),
         (GPT2, {"attention_heads": 2}, "8 channels for each head"),
         (GPT2, {"hidden_size": 20}, "don't fit: in a gpt2 model they go together"),
         (BERT, {"hidden_size": 16}, "can't narrow a bert model, only llama, mistral"),
