@@ -7,6 +7,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
+from cluster.errors import ResourceError
 from cluster.files import Folder, digest
 from cluster.meter import Usage
 from cluster.session import Session
@@ -145,6 +146,13 @@ def require_all(job: Job, session: Session) -> None:
     session.require("data.actors", data.actors, data.cpus_per_actor, 0.0)
     for kind in job.capture.crews:
         session.require("capture.actors", kind.least, kind.cpus_per_actor, kind.gpus_per_actor)
+    if job.distill.soft_labels == "live":
+        student, kinds = job.student.train, job.capture.crews
+        gang = (student.most_workers, {"CPU": student.cpus_per_worker, "GPU": student.gpus_per_worker})
+        beside = [(kind.least, {"CPU": kind.cpus_per_actor, "GPU": kind.gpus_per_actor}) for kind in kinds]
+        problem = session.lacks([gang, *beside])
+        if problem is not None and not session.grows:
+            raise ResourceError(f"distill.soft_labels live: student.train.workers with capture.actors {problem}")
     for name, train in (("teacher", job.teacher.train), ("student", job.student.train)):
         if train is not None:
             session.require(f"{name}.train.workers", train.least_workers, train.cpus_per_worker, train.gpus_per_worker)

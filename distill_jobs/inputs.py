@@ -104,8 +104,10 @@ def arms_of(job: Job, inputs: Inputs) -> list[Arm]:
 
 
 def statuses_of(job: Job, inputs: Inputs, stage: str) -> list[Status]:
-    """Whether a stage is done; for ``train`` one status for each arm."""
+    """Whether a stage is done; for ``train`` one for each arm, none for a stage that it lacks."""
     workdir = Folder(job.workdir)
+    if stage == "capture" and job.distill.soft_labels == "live":
+        return []
     if stage == "train":
         return [status(arm.name, arm.folder, arm.inputs) for arm in arms_of(job, inputs)]
     name, folder = {

@@ -27,8 +27,9 @@ def log_outcome(context: Context) -> None:
         "quality/gain": gain["mean"],
         "quality/gain_low": gain["low"],
         "quality/gain_high": gain["high"],
-        "store/bytes": context.workdir.read_json("store/manifest.json")["bytes"],
     }
+    if context.job.distill.soft_labels == "store":
+        numbers["store/bytes"] = context.workdir.read_json("store/manifest.json")["bytes"]
     context.parent.metrics({**numbers, **cost_metrics(context.ledger.totals())})
     for name, measured in evaluation["models"].items():
         run = context.tracked(name)
@@ -53,13 +54,15 @@ def print_summary(context: Context) -> None:
     console.say(finding(evaluation).sentence)
     console.say()
     console.table("cost of each stage", *_costs(context))
-    manifest = workdir.read_json("store/manifest.json")
-    kept = read_fidelity(workdir / "store")
-    if kept is not None:
-        console.say(f"kept:    {sentence(kept)}")
+    places = []
+    if context.job.distill.soft_labels == "store":
+        manifest = workdir.read_json("store/manifest.json")
+        kept = read_fidelity(workdir / "store")
+        if kept is not None:
+            console.say(f"kept:    {sentence(kept)}")
+        places = [f"store:   {workdir}/store, {size(manifest['bytes'])} for {manifest['tokens']:,} positions"]
     uri = context.job.tracking.uri
-    places = [
-        f"store:   {workdir}/store, {size(manifest['bytes'])} for {manifest['tokens']:,} positions",
+    places += [
         f"report:  {workdir}/report.html",
         f"MLflow:  {uri or f'{context.home}/mlflow.db'}",
         f"open it: {open_command(uri, context.home)}",

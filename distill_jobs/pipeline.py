@@ -82,6 +82,9 @@ def teach(context: Context) -> None:
 
 def capture(context: Context) -> None:
     """The teacher's soft labels for every training row, by a pool of actors, into the logit store."""
+    if context.job.distill.soft_labels == "live":
+        context.console.say("capture: left out, because distill.soft_labels is live: the teacher answers in training")
+        return
 
     def work(advance: Advance) -> tuple[Made, Usage]:
         accelerator = context.session.accelerator()
@@ -107,17 +110,17 @@ def train(context: Context) -> None:
         elif not found.done:
             pending.append(arm)
     usage = Usage()
+    live = context.job.distill.soft_labels == "live"
     if pending:
-        _check_store(context)
+        _check_live(context) if live else _check_store(context)
     try:
         if pending:
             first = pending[0]
             reason = f"{len(pending)} of {len(arms)} arms; {status(first.name, first.folder, first.inputs).reason}"
             with context.console.bar("train", context.expected.get("train"), reason) as advance:
-                records, held = _train_gang(
-                    context, context.job.student.train, tuple(pending), context.workdir / "store", advance
-                )
-                usage = held + _earlier(records)
+                store = None if live else context.workdir / "store"
+                records, held = _train_gang(context, context.job.student.train, tuple(pending), store, advance)
+                usage = held + _earlier(records) + _live_teacher(records)
     finally:
         # Arms that were committed count, whatever became of the others.
         spent = _settle_arms(context, arms)
@@ -199,6 +202,16 @@ def _check_store(context: Context) -> None:
     check_teacher(opened[own].plan, model_digest(context.workdir / "teacher" / "model"), DataFacts.load(data))
 
 
+def _check_live(context: Context) -> None:
+    job = context.job
+    _check_loss(job, make_codec(job.capture.codec, DataFacts.load(context.workdir / "data")).name)
+
+
+def _live_teacher(records: list[dict[str, Any]]) -> Usage:
+    """What the live teachers of arms have held beside the gang."""
+    return sum((Usage.of(record["made"].get("live_teacher", {})) for record in records), Usage())
+
+
 def _check_loss(job: Job, codec: str) -> None:
     """Refuse a loss that a store of this codec can't serve: the codec may be known only now."""
     refused = job.distill.loss.refusal(codec)
@@ -243,6 +256,7 @@ def _train_gang(
         reading=context.job.reading,
         mix=context.job.distill.mix,
         teachers=context.job.distill,
+        live=context.job.capture if store is None and arms[0].role != "teacher" else None,
         session=uuid.uuid4().hex,
     )
     order = {arm.name: i for i, arm in enumerate(arms)}

@@ -152,7 +152,8 @@ def predict(
 ) -> list[StageEstimate]:
     """The stages ``prepare``, ``teacher`` (where it costs anything), ``capture``, ``train``, ``evaluate``, in order."""
     its = _Prediction(job, sizes, rates, prices, accelerator, start_up or StartUp())
-    stages = [its.prepare(), its.teacher(), its.capture(), its.train(), its.evaluate()]
+    captures = its.capture() if job.distill.soft_labels == "store" else None
+    stages = [its.prepare(), its.teacher(), captures, its.train(), its.evaluate()]
     return [stage for stage in stages if stage is not None]
 
 
@@ -199,11 +200,18 @@ class _Prediction:
     def train(self) -> StageEstimate:
         count = len(self.job.seeds)
         arms = {
-            "student": (count, self.rates.student_row_seconds),
+            "student": (count, max(self.rates.student_row_seconds, self._live_row)),
             "baseline": (count, self.rates.baseline_row_seconds),
         }
         forward = self.rates.student_forward_row_seconds
         return self._training("train", self.job.student.train, arms, forward, self.sizes.student_bytes)
+
+    @property
+    def _live_row(self) -> float:
+        """Seconds a row that a live teacher's actors need together; students wait for them where that is more."""
+        if self.job.distill.soft_labels == "store":
+            return 0.0
+        return self.rates.capture_row_seconds / max(1, sum(kind.least for kind in self.job.capture.crews))
 
     def evaluate(self) -> StageEstimate:
         rows, students = self.sizes.test_rows, 2 * len(self.job.seeds)

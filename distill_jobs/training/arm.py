@@ -9,6 +9,7 @@ from cluster.engine import Engine, resolve_precision
 from cluster.engine_config import EngineConfig
 from cluster.files import Folder
 from cluster.gang import Rank
+from cluster.oncall import OnCall
 from cluster.meter import Meter, Usage
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.losses.fused_head import fused_head
@@ -19,6 +20,7 @@ from distill_jobs.models.scorer import Scorer
 from distill_jobs.stage import RECORD, StageRecord
 from distill_jobs.store.plan import StorePlan, check_student
 from distill_jobs.training.checkpoint import Keeper
+from distill_jobs.training.live import live_plan, live_source, live_teacher
 from distill_jobs.training.loop import Loop, Progress, steps_of
 from distill_jobs.training.pace import flops_per_token, memory_of
 from distill_jobs.training.source import Source, split_source, store_source
@@ -47,7 +49,8 @@ def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validati
         arm.folder.remove(RECORD)
     share = rank.world_size / arm.train.most_workers
     before: dict[str, dict[str, Any]] = {}
-    with Meter(cores=task.cores * share, devices=task.devices * share) as meter:
+    # The teacher loads while the student is built.
+    with live_teacher(rank, task, arm) as asked, Meter(*_held(task, share, asked)) as meter:
 
         def used() -> dict[str, dict[str, Any]]:
             mine = Usage.of(before.get(task.session, {})) + meter.read()
@@ -55,9 +58,10 @@ def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validati
 
         keeper = Keeper(arm.folder / "checkpoints", arm.digest, arm.train.checkpoint, rank, used)
         scorer = _student_model(arm, task, facts, rank)
-        progress = _train(arm, task, scorer, validation, rank, keeper, before)
+        progress = _train(arm, task, scorer, validation, rank, keeper, before, asked)
         meter.rows, meter.tokens = progress.rows, progress.positions
         spent = used()
+        live = asked.usage() if asked is not None else None
     made = {
         "steps": progress.history[-1]["step"],
         "best_step": progress.best_step or progress.history[-1]["step"],
@@ -65,6 +69,9 @@ def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validati
         "parameters": sum(p.numel() for name, p in scorer.named_parameters() if ".lora_" not in name),
         "peak_memory_bytes": memory_of(rank.device),
     }
+    if live is not None:
+        made["live_teacher"] = {name: getattr(live, name) for name in ("core_seconds", "device_seconds", "cpu_seconds")}
+        spent[task.session]["cpu_seconds"] += live.cpu_seconds
     earlier = sum((Usage.of(each) for name, each in spent.items() if name != task.session), Usage())
     usage = {**(earlier + Usage.of(spent[task.session])).as_dict(), "earlier": earlier.as_dict()}
     record = StageRecord(arm.name, arm.digest, arm.inputs, made, usage, started, time.time())
@@ -75,12 +82,20 @@ def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validati
     return record
 
 
+def _held(task: TrainTask, share: float, asked: OnCall | None) -> tuple[float, float]:
+    """Cores and devices that the arm holds: its part of the gang's, and those of a teacher who answers live."""
+    cores, devices = (asked.cores, asked.devices) if asked is not None else (0.0, 0.0)
+    return task.cores * share + cores, task.devices * share + devices
+
+
 def _student_model(arm: Arm, task: TrainTask, facts: DataFacts, rank: Rank) -> Scorer:
     scorer = build_model(
         arm.model, facts, seed=arm.seed, teacher=task.teacher, data=task.data, device=rank.device, lora=arm.lora
     )
     if task.store is not None:
         check_student(StorePlan.load(task.store), scorer.outputs, facts.tokenizer_sha)
+    elif task.live is not None:
+        check_student(live_plan(task.live, facts, facts.targets), scorer.outputs, facts.tokenizer_sha)
     if facts.features == "documents":
         check_packing(scorer, facts)
     return scorer
@@ -94,8 +109,11 @@ def _train(
     rank: Rank,
     keeper: Keeper,
     before: dict[str, dict[str, Any]],
+    asked: OnCall | None,
 ) -> Progress:
-    if task.store is None:
+    if asked is not None and task.live is not None:
+        train = live_source(asked, task.data, task.live, arm.train, rank, task.reading)
+    elif task.store is None:
         train = split_source(task.data, "train", task.reading)
     else:
         train = store_source(task.store, task.data, arm.reads_soft, task.reading, task.mix, task.teachers)

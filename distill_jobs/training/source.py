@@ -44,6 +44,10 @@ class Source:
         self.facts, self.rows, self._take, self._signal = facts, rows, take, signal
         self.order = order or partial(Order, rows)
 
+    def columns(self, numbers: np.ndarray) -> Columns:
+        """The rows ``numbers`` [n] as they are read, before they are a batch."""
+        return self._take(numbers)
+
     def load(
         self, numbers: np.ndarray, device: str, real: np.ndarray | None = None
     ) -> tuple[Batch, TeacherSignal | None]:

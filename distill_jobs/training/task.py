@@ -5,6 +5,7 @@ from typing import Any
 
 from cluster.files import Folder
 from distill_jobs.spec import Lora, Model, Train
+from distill_jobs.spec.capture import Capture
 from distill_jobs.spec.distill import Loss, Moving, greatest
 from distill_jobs.spec.reading import Mix, Reading
 from distill_jobs.spec.teachers import Teachers
@@ -53,6 +54,7 @@ class TrainTask:
         reading: how parts are read.
         mix: further stores to train students and baselines from.
         teachers: the stores of several teachers over the same rows, where the job's own is not the only one.
+        live: how the teacher runs beside the students, where it answers live and there is no ``store``.
         session: the name of the driver's run, to tell what others have used before it.
     """
 
@@ -65,4 +67,5 @@ class TrainTask:
     reading: Reading = field(default_factory=Reading)
     mix: tuple[Mix, ...] = ()
     teachers: Teachers = field(default_factory=Teachers)
+    live: Capture | None = None
     session: str = ""
