@@ -1,5 +1,10 @@
 """Runs that are killed in the middle: they go on from a checkpoint, to the very weights of an undisturbed run."""
 
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +53,7 @@ def test_a_killed_rank_costs_no_step(session: Session, job: Job, undisturbed: Fa
     assert not fate.task.arms[0].folder.path("checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_another_number_of_ranks(
     session: Session, job: Job, undisturbed: Fate, tmp_path: Path
 ) -> None:
@@ -64,3 +70,38 @@ def test_a_killed_run_goes_on_with_another_number_of_ranks(
     assert all(once[consumed] == rows for consumed, rows in read(alone.notes / "rows.jsonl"))
     assert record["usage"]["earlier"]["wall_seconds"] > 0
     assert record["usage"]["rows"] == STEPS * 8
+
+
+_DRIVER = """
+import json, sys
+from pathlib import Path
+from resume_cases import Gang, Session, fate_of, parse_job, run
+job = parse_job(json.loads(sys.argv[1]))
+with Session(cpus=2) as session:
+    run(session, fate_of(job, Path(sys.argv[2]), 2, session="killed", pause=3.0), Gang(2))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_driver_costs_no_step(session: Session, job: Job, undisturbed: Fate, tmp_path: Path) -> None:
+    fate = fate_of(job, tmp_path / "driver", 2)
+    spec = json.dumps(job.model_dump(mode="json", exclude_none=True))
+    paths = os.pathsep.join(path for path in sys.path if path)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, spec, str(tmp_path / "driver")], env={**os.environ, "PYTHONPATH": paths}
+    )
+    try:
+        deadline = time.monotonic() + 300
+        first = fate.task.arms[0].folder.path("checkpoints") / "step-000002.json"
+        while not first.exists() and driver.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert first.exists() and driver.poll() is None
+    finally:
+        driver.kill()
+        driver.wait()
+    reports: list[dict[str, Any]] = []
+    record, _ = run(session, fate, Gang(2), reports.append)
+    assert [report["step"] for report in reports if report.get("resumed")] in ([2], [4])
+    found, expected = weights(fate), weights(undisturbed)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert record["usage"]["earlier"]["wall_seconds"] > 0
