@@ -9,8 +9,8 @@ from cluster.engine import Engine, resolve_precision
 from cluster.engine_config import EngineConfig
 from cluster.files import Folder
 from cluster.gang import Rank
-from cluster.oncall import OnCall
 from cluster.meter import Meter, Usage
+from cluster.oncall import OnCall
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.losses.fused_head import fused_head
 from distill_jobs.models.build import build_model

@@ -171,6 +171,7 @@ def stored(session: Session, job: Job, tmp_path_factory: pytest.TempPathFactory)
     return folder, train(session, job, folder, 1, live=False)[0]
 
 
+@pytest.mark.slow
 def test_the_student_is_the_one_from_the_store(
     session: Session, job: Job, stored: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
