@@ -42,6 +42,31 @@ def test_names_arguments_and_schedules() -> None:
     assert parse(loss={"reverse_kl": {}}).loss == parse(loss="reverse_kl").loss
 
 
+def test_several_teachers_and_a_live_one_are_digested() -> None:
+    found = parse(teachers=[{}, {"store": "b", "slices": {"age": {"old": 2}}}], by_label="right").inputs()
+    assert found["by_label"] == "right" and found["teachers"][1]["slices"] == {"age": {"old": 2.0}}
+    assert parse(soft_labels="live").inputs()["soft_labels"] == "live"
+    assert "soft_labels" not in parse(soft_labels="store").inputs()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"teachers": [{"store": "a"}, {"store": "b"}]}, "an entry without store, once"),
+        ({"teachers": [{}]}, "at least one other"),
+        ({"teachers": [{"weight": 0}, {"store": "b", "weight": 0}]}, "no teacher has any weight"),
+        ({"teachers": [{"weight": -1}, {"store": "b"}]}, "greater than or equal to 0"),
+        ({"by_label": "right"}, "by_label chooses between teachers"),
+        ({"teachers": [{}, {"store": "b"}], "mix": [{"store": "c", "share": 0.1}]}, "give one of them"),
+        ({"teachers": [{}, {"store": "b"}], "soft_labels": "live"}, "remove teachers"),
+        ({"mix": [{"store": "c", "share": 0.1}], "soft_labels": "live"}, "remove mix"),
+    ],
+)
+def test_teachers_that_do_not_fit(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        parse(**values)
+
+
 @pytest.mark.parametrize("distill", [{}, {"temperature": {"schedule": "linear", "from": 4, "to": 1}, "loss": "mse"}])
 def test_the_resolved_spec_can_be_read_again(distill: dict[str, Any]) -> None:
     job = parse_job(tree(distill=distill))
