@@ -28,6 +28,7 @@ from distill_jobs.models.place import place
 from distill_jobs.models.scorer import Scorer, name_of
 
 _TOKENS_AT_ONCE = 4096
+_PARTS = 32
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _noted(notes: Folder, name: str, core: nn.Module) -> Importance | None:
 
 
 def measure(scorer: Scorer, table: TableReader, facts: DataFacts, rows: int, device: str = "cpu") -> Importance:
-    """Run ``rows`` rows through a model, evenly spread over the table, or all there are, and score its parts.
+    """Run ``rows`` rows through a model, spread over a table, and score its parts.
 
     In fp32 on a CPU, and on a GPU with matrices multiplied in its fastest precision.
 
@@ -113,7 +114,7 @@ def measure(scorer: Scorer, table: TableReader, facts: DataFacts, rows: int, dev
     family = family_of(scorer.core)
     if not table.rows:
         raise ModelError("prune_teacher needs training rows to see what matters to the teacher, and there are none")
-    numbers = np.unique(np.linspace(0, table.rows - 1, min(rows, table.rows)).round().astype(np.int64))
+    numbers = _rows_of(table, rows)
     with said(f"can't calibrate {name_of(scorer)}"):
         place(scorer, device, "fp32" if device == "cpu" else "auto", autocast=True)
         run = _without_head(scorer, facts)
@@ -124,6 +125,19 @@ def measure(scorer: Scorer, table: TableReader, facts: DataFacts, rows: int, dev
                 watch.see(batch.inputs)
                 run(batch.inputs)
             return watch.importance()
+
+
+def _rows_of(table: TableReader, wanted: int) -> np.ndarray:
+    """Row numbers evenly spread over a table, or over some of its parts: one in an object store is fetched whole."""
+    filled = np.flatnonzero(table.part_rows)
+    parts = filled[_spread(len(filled), _PARTS)].tolist()
+    held = np.concatenate([np.arange(rows.start, rows.stop) for rows in map(table.part_range, parts)])
+    found: np.ndarray = held[_spread(len(held), wanted)]
+    return found
+
+
+def _spread(count: int, wanted: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
 
 
 def _without_head(scorer: Scorer, facts: DataFacts) -> Callable[[dict[str, Tensor]], Any]:

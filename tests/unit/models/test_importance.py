@@ -31,7 +31,12 @@ class Rows:
     def __init__(self, ids_RL: np.ndarray, segments_RL: np.ndarray) -> None:
         self.columns = {"input_ids": ids_RL, "segments": segments_RL, "sample_id": np.arange(len(ids_RL))}
         self.rows = len(ids_RL)
+        self.part_rows = np.array([4, 0, self.rows - 4])
         self.taken: list[int] = []
+
+    def part_range(self, part: int) -> range:
+        end = int(self.part_rows[: part + 1].sum())
+        return range(end - int(self.part_rows[part]), end)
 
     def take(self, numbers: np.ndarray, columns: list[str]) -> dict[str, np.ndarray]:
         self.taken += numbers.tolist()
@@ -131,10 +136,14 @@ def test_batches_padding_and_hooks_leave_no_trace(values: dict[str, Any], monkey
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in scorer.modules())
 
 
-def test_rows_are_spread_over_the_table() -> None:
+def test_rows_are_spread_over_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = some_rows(9)
     measure(lively(GPT2), rows, LM, rows=3)
     assert rows.taken == [0, 4, 8]
+    monkeypatch.setattr("distill_jobs.models.importance._PARTS", 1)
+    rows.taken.clear()
+    measure(lively(GPT2), rows, LM, rows=2)
+    assert rows.taken == [0, 3]
 
 
 def test_activations_that_are_not_finite_are_refused() -> None:
@@ -191,7 +200,7 @@ def test_it_is_measured_once_and_kept(tmp_path: Path) -> None:
 
 
 def test_pruned_by_importance_it_reads_better_than_by_chance() -> None:
-    text = Path(__file__).parents[3].joinpath("README.md").read_bytes()
+    text = Path(__file__).parents[3].joinpath("LICENSE").read_bytes()
     ids_L = torch.tensor([min(byte, 127) for byte in text])
     facts = DataFacts(**{**vars(LM), "sequence_length": 64, "vocabulary": 128})
     values = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 8}
@@ -202,7 +211,7 @@ def test_pruned_by_importance_it_reads_better_than_by_chance() -> None:
         generator = torch.Generator().manual_seed(0)
         optimizer = torch.optim.AdamW(teacher.parameters(), lr=4e-3, fused=True)
         train, held = ids_L[:-2048], ids_L[-2048:].view(-1, 64)
-        for _ in range(250):
+        for _ in range(300):
             starts = torch.randint(0, len(train) - 64, (8,), generator=generator)
             loss = cross_entropy(teacher, torch.stack([train[s : s + 64] for s in starts.tolist()]))
             loss.backward()
