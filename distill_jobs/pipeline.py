@@ -265,6 +265,8 @@ def _train_gang(
         arm, step, steps = values.pop("arm"), values.pop("step"), values.pop("of")
         if values.pop("resumed", False):
             context.console.say(f"{arm} goes on from step {step:,} of {steps:,}")
+        if bad := values.pop("bad", None):
+            context.console.say(f"{arm}: {bad}")
         context.tracked(arm).metrics({f"train/{name}": v for name, v in values.items()}, step)
         advance(order[arm] * steps + step, len(arms) * steps, arm)
 

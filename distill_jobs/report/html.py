@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cluster.files import Folder
-from distill_jobs.report import charts, fidelity, findings, sections
+from distill_jobs.report import charts, fidelity, findings, sections, training
 from distill_jobs.report.artifacts import Artifacts, collect
 
 
@@ -41,6 +41,8 @@ class _Page:
             "data": self._part("data/manifest.json", lambda: sections.data_sentence(found)) if found.data else None,
             "tiles": self._part("evaluation.json", lambda: findings.tiles(found)) or [],
             "curves": self._part("history.json", lambda: charts.curves(found.histories)) or [],
+            "paces": self._part("history.json", lambda: training.paces(found.histories)),
+            "bad_steps": self._part("history.json", lambda: training.bad_steps(found.histories)),
             "provenance": self._part("data/manifest.json", lambda: sections.provenance(found)) or [],
             "stages": self._part("stage.json", lambda: sections.stages(found)),
             "ended": self._part("stage.json", lambda: sections.ended(found)),

@@ -50,7 +50,7 @@ def quality(evaluation: dict[str, Any]) -> Table:
         )
     headings = ["", metric, "log loss", "agrees with teacher", "KL to teacher", "calibration error"]
     headings += ["parameters", "weights", "latency", "throughput", "memory"]
-    return _without_empty(Table(headings, rows))
+    return without_empty(Table(headings, rows))
 
 
 def slices(evaluation: dict[str, Any]) -> Table:
@@ -71,7 +71,7 @@ def costs(entries: list[dict[str, Any]], total: dict[str, Any]) -> Table:
     nothing = {**total["usage"], "rows": 0, "tokens": 0}
     rows.append(_cost_row({**total, "usage": nothing}, total["usd"]))
     headings = ["stage", "wall", "core-hours", "accelerator-hours", "rows", "tokens", "money", "share"]
-    return _without_empty(Table(headings, rows, last=True))
+    return without_empty(Table(headings, rows, last=True))
 
 
 def price_note(found: Artifacts) -> str:
@@ -197,6 +197,7 @@ def _mean(members: list[dict[str, Any]], key: str, say: Any) -> str:
     return str(say(sum(values) / len(values))) if values else ""
 
 
-def _without_empty(table: Table) -> Table:
+def without_empty(table: Table) -> Table:
+    """The table without the columns in which no row has anything."""
     keep = [i for i in range(len(table.headings)) if i == 0 or any(row[i] for row in table.rows)]
     return Table([table.headings[i] for i in keep], [[row[i] or "–" for i in keep] for row in table.rows], table.last)

@@ -205,14 +205,18 @@ class Loop:
         if trouble.limit is not None:
             found = self.inquest.find(portion.micros, trouble.limit, *self._weights(step))
         samples = self.inquest.samples(list(found))
+        named = f" (samples {', '.join(map(str, samples[:8]))}{', ...' if len(samples) > 8 else ''})" if samples else ""
+        said = f"{trouble.said()} at step {step}{named}"
         if not self.guard.count():
-            raise TrainingError(self._refusal(trouble, samples))
+            raise TrainingError(self._refusal(said))
         event = {"step": step, "bad": trouble.what, "action": action, "samples": samples}
         event |= {"loss": trouble.loss} if math.isfinite(trouble.loss) else {}
         if action == "rollback":
             event["back_to"] = self._roll_back(portion, list(found))
         self.progress.history.append(event)
-        self.rank.report({"arm": self.arm.name, "of": self.steps, "step": self.step, "bad_steps": self.guard.bad})
+        then = f"back to step {self.step}" if action == "rollback" else "left out"
+        told = {"arm": self.arm.name, "of": self.steps, "step": step, "bad_steps": self.guard.bad}
+        self.rank.report({**told, "bad": f"{said}: {then}"})
         self._reader = self._ahead()
 
     def _roll_back(self, portion: Portion, rows: list[int]) -> int:
@@ -237,14 +241,13 @@ class Loop:
         self.progress.history += [entry for entry in done.history[kept:] if "bad" in entry]
         return self.step
 
-    def _refusal(self, trouble: Trouble, samples: list[int]) -> str:
+    def _refusal(self, said: str) -> str:
         train = f"{'teacher' if self.arm.role == 'teacher' else 'student'}.train"
-        named = f" (samples {', '.join(map(str, samples[:8]))}{', ...' if len(samples) > 8 else ''})" if samples else ""
         most = self.guard.spec.max
         after = f", and there were {most} bad steps before" if self.guard.bad > most else ""
         return (
-            f"{self.arm.name}: {trouble.said()} at step {self.step}{named}{after}; nothing was updated; lower "
-            f"{train}.learning_rate, look at these samples, or see {train}.on_bad_step"
+            f"{self.arm.name}: {said}{after}; nothing was updated; lower {train}.learning_rate, look at these "
+            f"samples, or see {train}.on_bad_step"
         )
 
     def _weights(self, step: int) -> tuple[float, float]:

@@ -65,7 +65,9 @@ def test_skipped_steps_move_nothing_and_are_told(tmp_path: Path) -> None:
         assert all(entry["samples"] == [BAD_ROW + 1000] and entry["bad"] == "loss" for entry in bad_steps(loop))
         assert torch.isfinite(weights(loop)).all()
         assert isinstance(loop.rank, Said)
-        assert [r["bad_steps"] for r in loop.rank.reports if "bad_steps" in r] == [1, 2, 3]
+        told = [report for report in loop.rank.reports if "bad_steps" in report]
+        assert [report["bad_steps"] for report in told] == [1, 2, 3]
+        assert told[0]["bad"] == f"the loss is nan at step {steps[0]} (samples {BAD_ROW + 1000}): left out"
 
 
 def test_more_bad_steps_than_allowed_end_the_run(tmp_path: Path) -> None:
