@@ -1,4 +1,11 @@
-"""A student pruned from its teacher: a copy with the channels, neurons, heads and layers that matter most to it."""
+"""A student pruned from its teacher: a copy with the channels, neurons, heads and layers that matter most to it.
+
+What the scores are worth before any training, by the perplexity of SmolLM2-135M (26 to 39 whole) on real text: with
+1,152 of 1,536 neurons 46 to 54 by importance and 270 to 540 by chance; with 504 of 576 channels 99 and 430 or more;
+with two of three key-value groups 44 to 50 and 67 to 180; with 26 of 30 layers 48 and 68 or more. Query heads within a
+group are told apart poorly: with two of each three, three samples of text gave 186, 206 and 545, and chance 150 to 345.
+To lose heads, lose groups.
+"""
 
 import copy
 from dataclasses import dataclass
