@@ -243,8 +243,7 @@ class _Prediction:
     ) -> StageEstimate:
         """A gang that trains ``arms`` (name: how many models, seconds of a row), one model after another."""
         steps, models = optimizer_steps(train, self.sizes.train_rows), sum(count for count, _ in arms.values())
-        # Early stopping looks at the validation split once an epoch; a run without it once, at the end.
-        looks = math.ceil(steps * train.batch_size / max(1, self.sizes.train_rows)) if train.early_stopping else 1
+        looks = math.ceil(steps / train.steps_between_looks(self.sizes.train_rows))
         work = [Work(f"{name} rows", count * steps * train.batch_size, row) for name, (count, row) in arms.items()]
         # Every rank goes through every step, so that more ranks don't shorten this.
         work.append(Work("engine steps", models * steps * train.most_workers, _ENGINE_STEP_SECONDS))

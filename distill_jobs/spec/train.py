@@ -153,6 +153,10 @@ class Train(Part):
         sizes = range(self.least_workers, self.most_workers + 1)
         return tuple(n for n in sizes if self.batch_size % (n * self.rows_per_micro_batch) == 0)
 
+    def steps_between_looks(self, rows: int) -> int:
+        """Steps between two looks at the validation split, for ``rows`` training rows; the last step has one too."""
+        return self.evaluate_every or max(1, -(-rows // self.batch_size))
+
     def engine(self, total_steps: int, workers: int | None = None, precision: str | None = None) -> EngineConfig:
         """What this asks of the engine of each of ``workers`` ranks; ``precision`` as resolved on their device."""
         return EngineConfig(

@@ -67,7 +67,7 @@ class Loop:
         self.guard, self.omitted = Guard(arm.train.on_bad_step), Omissions()
         self.inquest = Inquest(engine, self.score, train, rank)
         self.pace = Pace(rank.device, rank.world_size, engine.config.precision, flops)
-        self.every = arm.train.evaluate_every or max(1, math.ceil(train.rows / arm.train.batch_size))
+        self.every = arm.train.steps_between_looks(train.rows)
         self.log_every = max(1, steps // 100)
 
     def run(self) -> Progress:

@@ -63,7 +63,7 @@ def test_by_hand() -> None:
     assert stages["capture"].bytes == 8000 * 108 == store_bytes(8000, 8, 100)
     assert "4 bytes" in stages["capture"].basis
     assert stages["train"].seconds == pytest.approx(
-        2 + 4 * engine + 2 * (16_000 * (0.003 + 0.002) + 2 * 1000 * 0.0002) / 2
+        2 + 4 * engine + 2 * (16_000 * (0.003 + 0.002) + 2 * 2 * 1000 * 0.0002) / 2
     )
     assert stages["train"].bytes == 40
     assert stages["evaluate"].seconds == pytest.approx(1 + 1000 * 0.0005 + 4 * 1000 * 0.0002)
