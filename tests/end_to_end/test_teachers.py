@@ -62,4 +62,5 @@ def test_two_teachers(stored: Path, digits: Path, distill: Distill, tmp_path: Pa
     assert read(work / "evaluation.json")["models"]["student/0"]["accuracy"] > 0.5
     other = small(digits, tmp_path / "other", **{**changes, "distill__teachers": [{}, {"store": str(tmp_path)}]})
     refused = distill("train", write_spec(tmp_path / "other.yaml", other), timeout=600)
-    assert refused.returncode != 0 and "Traceback" not in refused.stderr + refused.stdout
+    said = refused.stdout + refused.stderr
+    assert refused.returncode != 0 and "manifest.json is missing" in said and "Traceback" not in said
