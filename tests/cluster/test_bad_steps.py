@@ -29,6 +29,8 @@ CASES: dict[str, dict[str, Any]] = {
     "skip": {"zero_stage": 3, "deepspeed": CUT, "on_bad_step": {"action": "skip"}},
 }
 
+pytestmark = pytest.mark.slow
+
 
 def source(features: np.ndarray) -> Source:
     labels = np.arange(len(features)) % 3
@@ -108,7 +110,6 @@ def test_two_ranks_go_back_together_and_on_without_the_sample(results: dict[str,
     assert all(torch.equal(tensor, without["weights"][name]) for name, tensor in found["weights"].items())
 
 
-@pytest.mark.slow
 def test_the_sample_is_named_where_the_run_stops(session: Session, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=rf"loss is nan at step \d+ \(samples {BAD_ROW + 1000}\); nothing was"):
         run_gang(session, stop, str(tmp_path), Gang(2), lambda _: None, fatal=(DistillError,))

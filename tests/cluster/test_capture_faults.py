@@ -55,6 +55,7 @@ def test_actors_killed_at_every_moment_of_a_commit(session: Session, tmp_path: P
     whole(job, undisturbed)
 
 
+@pytest.mark.slow
 def test_an_actor_told_to_go_costs_no_retry(session: Session, tmp_path: Path, undisturbed: list[str]) -> None:
     job = make_job(tmp_path, actors=2, retries=0)
     make_ready(job, session)
@@ -65,6 +66,7 @@ def test_an_actor_told_to_go_costs_no_retry(session: Session, tmp_path: Path, un
     whole(job, undisturbed)
 
 
+@pytest.mark.slow
 def test_storage_that_fails_for_a_moment_is_asked_again(
     session: Session, tmp_path: Path, undisturbed: list[str]
 ) -> None:
@@ -90,6 +92,7 @@ def test_a_full_disk_ends_it_at_once_and_keeps_what_is_committed(
     whole(job, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_part_that_kills_every_actor_is_named(session: Session, tmp_path: Path, undisturbed: list[str]) -> None:
     job = make_job(tmp_path, actors=1, retries=1)
     make_ready(job, session)

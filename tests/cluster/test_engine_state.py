@@ -15,6 +15,8 @@ from cluster.errors import CheckpointError
 from cluster.gang import Gang, Rank, run_gang
 from cluster.session import Session
 
+pytestmark = pytest.mark.slow
+
 HALF = STEPS // 2
 EMA = 0.8
 BAD = ("loss", "gradient", "skip")
@@ -45,7 +47,7 @@ THOROUGH = {
     "1-bf16-fp32-gradients": config(1, "bf16", deepspeed={"data_types": {"grad_accum_dtype": "fp32"}}),
 }
 LAYOUTS = QUICK | THOROUGH
-CASES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in THOROUGH)]
+CASES = [*QUICK, *THOROUGH]
 CROSSINGS = [("0-fp32", "3-fp32-cut"), ("3-fp32-cut", "2-fp32"), ("1-bf16", "2-bf16-offload")]
 ALONE = ["0-fp32", "1-bf16", "3-fp32-cut"]
 

@@ -132,6 +132,7 @@ def job(session: Session, tmp_path_factory: pytest.TempPathFactory) -> Job:
     return job
 
 
+@pytest.mark.slow
 def test_an_actor_says_what_the_store_holds(job: Job) -> None:
     workdir = Folder(job.workdir)
     worker = LiveWorker(LiveTask(workdir / "teacher" / "model", workdir / "data", job.capture, job.capture.crews[0]))

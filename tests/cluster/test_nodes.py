@@ -140,6 +140,7 @@ def test_the_pool_grows_when_a_node_joins(head: Cluster, joined: Session) -> Non
     assert report.usage.core_seconds < 3 * report.usage.wall_seconds - 1
 
 
+@pytest.mark.slow
 def test_a_drained_node_gives_its_shard_back(head: Cluster, joined: Session, tmp_path: Path) -> None:
     with node(head, 1) as spot:
         holder = _hold_head(head)  # so that the actor must go to the other node

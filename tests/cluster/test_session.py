@@ -33,6 +33,7 @@ print(json.dumps(seen | {"found": found, "value": value, "reports": reports}))
 """
 
 
+@pytest.mark.slow
 def test_a_guest_joins_works_and_leaves(session: Session) -> None:
     address = ray.get_runtime_context().gcs_address
     guest = subprocess.run(

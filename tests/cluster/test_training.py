@@ -75,6 +75,7 @@ def test_two_ranks_train_what_one_does(
         torch.testing.assert_close(together[name], weights, rtol=1e-4, atol=2e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_whole_logits_train_what_the_fused_loss_does(
     session: Session, job: Job, alone: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -84,6 +85,7 @@ def test_whole_logits_train_what_the_fused_loss_does(
         torch.testing.assert_close(whole[name], weights, rtol=1e-4, atol=2e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_spreading_offloading_and_recomputing_train_the_same(
     session: Session, job: Job, alone: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -112,6 +114,7 @@ def test_what_is_saved_is_the_moving_average(
         torch.testing.assert_close(averaged[name], weights, rtol=0, atol=0.03, msg=name)
 
 
+@pytest.mark.slow
 def test_a_diverging_run_stops_and_saves_nothing(session: Session, job: Job, tmp_path: Path) -> None:
     with pytest.raises((TrainingError, NonFiniteError), match=r"not finite|loss is (nan|inf)") as caught:
         train(session, job, tmp_path / "bad", 1, learning_rate=1e30, clip=0.0, warmup=0.0)
