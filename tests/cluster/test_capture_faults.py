@@ -77,6 +77,7 @@ def test_storage_that_fails_for_a_moment_is_asked_again(
     whole(job, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_it_at_once_and_keeps_what_is_committed(
     session: Session, tmp_path: Path, undisturbed: list[str]
 ) -> None:

@@ -69,6 +69,7 @@ class Slow:
         return os.getpid(), question
 
 
+@pytest.mark.slow
 def test_questions_outlive_actors_and_are_shared_out(session: Session, tmp_path: Path) -> None:  # noqa: ARG001
     scar = tmp_path / "scar"
     crew = Crew(lambda: Slow(scar), least=2, cpus=1)

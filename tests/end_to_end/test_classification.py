@@ -102,6 +102,7 @@ def test_a_second_run_skips_everything_and_says_so(job: tuple[Path, Path, str], 
     assert read(workdir / "student" / "0" / "stage.json") == before
 
 
+@pytest.mark.slow
 def test_another_temperature_redoes_the_students_alone(job: tuple[Path, Path, str], distill: Distill) -> None:
     spec, workdir, _ = job
     baseline, store = read(workdir / "baseline/0/stage.json"), read(workdir / "store/stage.json")

@@ -53,6 +53,7 @@ def start_and_signal(folder: Path, spec: Path, number: signal.Signals) -> tuple[
     return code, log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_capture_goes_on_where_it_was_stopped(digits: Path, distill: Distill, tmp_path: Path) -> None:
     path = slow_job(digits, tmp_path)

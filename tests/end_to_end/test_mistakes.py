@@ -62,6 +62,7 @@ def test_an_empty_file(distill: Distill, tmp_path: Path) -> None:
     refused(distill, write_spec(tmp_path / "job.yaml", tabular(data, tmp_path / "run")), "no rows", verb="prepare")
 
 
+@pytest.mark.slow
 def test_a_bad_row_found_by_an_actor(distill: Distill, tmp_path: Path) -> None:
     """NaN features; labels out of range and the rest are tested without a cluster, beside the data package."""
     good = np.arange(200.0)
@@ -71,6 +72,7 @@ def test_a_bad_row_found_by_an_actor(distill: Distill, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "data" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_more_workers_than_the_cluster_has(distill: Distill, digits: Path, tmp_path: Path) -> None:
     spec = digits_spec(digits, tmp_path / "run", capture__actors=64, cluster={"cpus": 2})
     refused(distill, write_spec(tmp_path / "job.yaml", spec), "64", "capture.actors")
@@ -81,6 +83,7 @@ def test_a_stage_before_its_turn(distill: Distill, digits: Path, tmp_path: Path)
     refused(distill, spec, "capture needs prepare", "distill prepare SPEC", verb="capture")
 
 
+@pytest.mark.slow
 def test_a_cut_gguf(distill: Distill, tmp_path: Path, prose: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"GGUF\x03\x00\x00\x00" + bytes(40))
