@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray
 from ray._private.state import state as ray_state  # Ray has no public word of draining nodes; its Train reads this too
 from ray.exceptions import RayActorError, RayError
@@ -56,9 +57,9 @@ class _Actor:
         # Ray's own answer to SIGTERM would end the process on the spot.
         signal.signal(signal.SIGTERM, self._sigterm)
 
-    def place(self) -> str:
-        """The node this runs on, said before the worker is made."""
-        return str(ray.get_runtime_context().get_node_id())
+    def place(self) -> tuple[str, float]:
+        """The node this runs on and the age of its process, said before the worker is made."""
+        return str(ray.get_runtime_context().get_node_id()), time.time() - psutil.Process().create_time()
 
     def hello(self) -> Exception | None:
         """Make the worker."""
@@ -174,7 +175,7 @@ class RayActors:
 
     def _on_placed(self, actor: int, future: Future[Any]) -> list[Event]:
         error = future.exception()
-        return [Placed(actor, future.result())] if error is None else self._dead(actor, error)
+        return [Placed(actor, *future.result())] if error is None else self._dead(actor, error)
 
     def _on_ready(self, actor: int, future: Future[Any]) -> list[Event]:
         error = future.exception()

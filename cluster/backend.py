@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Placed:
-    """An actor runs on a node, and makes its worker."""
+    """An actor runs on a node, and makes its worker. ``age``: seconds since its process started."""
 
     actor: int
     node: str
+    age: float = 0.0
 
 
 @dataclass(frozen=True)

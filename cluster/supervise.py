@@ -137,7 +137,7 @@ class Supervisor:
             wanted = min(crew.crew.most, left)
             if crew.alive < wanted and self.now >= crew.resume_at:
                 for _ in range(wanted - crew.alive):
-                    self.team.add(self.backend.start(kind), kind)
+                    self.team.add(self.backend.start(kind), kind, self.now)
             if not untouched and crew.alive > 2 * left and (crew.idle or crew.unplaced):
                 self._let_go(kind, crew.alive - 2 * left)
             while crew.idle and self._give(next(iter(crew.idle))):
@@ -169,7 +169,7 @@ class Supervisor:
         return max(0.0, min(times) - self.now)
 
     def _placed(self, event: Placed) -> None:
-        if self.team.place(event.actor, event.node, self.now) and event.node in self._draining:
+        if self.team.place(event.actor, event.node, event.age, self.now) and event.node in self._draining:
             self._retire(event.actor)
 
     def _ready(self, event: Ready) -> None:

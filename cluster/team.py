@@ -92,22 +92,26 @@ class Team:
         """Whether any actor runs somewhere, at work or making its worker."""
         return any(kind.placed for kind in self.kinds)
 
-    def add(self, actor: int, kind: int) -> None:
+    def add(self, actor: int, kind: int, now: float) -> None:
         """An actor has been asked for."""
-        self.members[actor] = Member(kind)
+        self.members[actor] = Member(kind, since=now)
         self.kinds[kind].alive += 1
         self.kinds[kind].unplaced[actor] = None
 
-    def place(self, actor: int, node: str, now: float) -> bool:
-        """An actor runs on a node; returns whether it is still wanted."""
+    def place(self, actor: int, node: str, age: float, now: float) -> bool:
+        """An actor runs on a node; returns whether it is still wanted.
+
+        It has held its place since its process started (``age`` seconds ago), or since it was asked for, where Ray had
+        a process in stock.
+        """
         member = self.members.get(actor)
         if member is None:
             return False
         kind = self.kinds[member.kind]
         kind.unplaced.pop(actor)
-        member.node, member.since = node, now
+        member.node, member.since = node, max(member.since, now - age)
         kind.placed += 1
-        kind.since += now
+        kind.since += member.since
         return True
 
     def rest(self, actor: int) -> None:
