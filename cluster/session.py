@@ -75,7 +75,7 @@ class Session:
                 _knock(str(self.address))
                 with _own_sigterm():
                     ray.init(address=self.address, **quiet)
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises plain ones, too
             where = "an embedded Ray cluster can't start" if self.embedded else f"no Ray cluster at {self.address}"
             raise ResourceError(f"{where}: {one_line(error)}; check cluster.address") from None
         self._mailbox = Mailbox()
