@@ -31,7 +31,7 @@ demo-lm: setup   ## distil SmolLM2-135M into 6 of its 30 layers (about 20 minute
 	@$(BIN)/python -m distill_jobs.examples.fetch lm --into demo
 	@$(BIN)/distill run distill_jobs/examples/lm.yaml
 
-test: setup lint ## lint, type check, and the tests (under 12 minutes on 2 cores)
+test: setup lint ## lint, type check, and the tests but for the slow ones
 	@$(BIN)/python -m pytest
 
 test-all: setup lint ## the tests, and the slow ones too

@@ -57,11 +57,12 @@ def capture(
     commits = start(store, plan, data_sha256)
     known = read(store, plan) if spec.fidelity_positions else None
     measure = bool(spec.fidelity_positions) and known is None
-    book = _Book(commits, facts.splits[SPLIT]["rows"], spec.max_quarantined, store, numbers(known) if known else {})
+    rows = facts.splits[SPLIT]["rows"]
+    book = _Book(commits, rows, spec.quarantine_limit(rows), store, numbers(known) if known else {})
     todo, report = _Todo(commits.missing(), measure), PoolReport()
     if todo:
         book.check()
-        crews = [_crew(_task(job, workdir, book.left), kind) for kind in spec.crews]
+        crews = [_crew(job, workdir, book.left, kind) for kind in spec.crews]
 
         def on_pool(progress: PoolProgress) -> None:
             on_progress(commits.rows + commits.quarantined, book.total, _line(progress, priced))
@@ -88,7 +89,7 @@ class _Book:
 
     commits: Commits
     total: int
-    allowed: int | float
+    limit: int
     store: Folder
     fidelity: dict[str, Any]
     rows: int = 0
@@ -99,7 +100,6 @@ class _Book:
 
     def __post_init__(self) -> None:
         self.kept = len(self.commits)
-        self.limit = self.allowed if isinstance(self.allowed, int) else int(self.allowed * self.total)
 
     @property
     def left(self) -> int:
@@ -124,9 +124,9 @@ class _Book:
             return
         said = "".join(f"; {source}: {reason}" for source, reason in self.reasons)
         raise CaptureError(
-            f"the teacher can't score {self.commits.quarantined:,} of the {self.total:,} rows, more than "
-            f"capture.max_quarantined {self.allowed:g} allows{said}. Look at {self.store}/{QUARANTINE}, mend the data "
-            f"or raise capture.max_quarantined, and run the same command again; what was committed is kept"
+            f"the teacher can't score {self.commits.quarantined:,} of the {self.total:,} rows, more than the "
+            f"{self.limit:,} that capture.max_quarantined allows{said}. Look at {self.store}/{QUARANTINE}, mend the "
+            f"data or raise capture.max_quarantined, and run the same command again; what was committed is kept"
         )
 
     def made(self, report: PoolReport) -> dict[str, Any]:
@@ -160,13 +160,13 @@ class _Todo(Sequence[int | str]):
         return FIDELITY if index < self._first else int(self._missing[index - self._first])
 
 
-def _task(job: Job, workdir: Folder, limit: int) -> CaptureTask:
-    spec, kind = job.capture, job.capture.crews[0]
-    return CaptureTask(
+def _crew(job: Job, workdir: Folder, limit: int, kind: ActorKind) -> Crew:
+    spec = job.capture
+    task = CaptureTask(
         teacher=workdir / "teacher" / "model",
         data=workdir / "data",
         store=workdir / "store",
-        batch_tokens=spec.batch_tokens,
+        batch_tokens=kind.batch_tokens or spec.batch_tokens,
         precision=spec.precision,
         cores=kind.cpus_per_actor,
         devices=kind.gpus_per_actor,
@@ -177,17 +177,7 @@ def _task(job: Job, workdir: Folder, limit: int) -> CaptureTask:
         quarantine_limit=limit,
         kind=kind.name,
     )
-
-
-def _crew(task: CaptureTask, kind: ActorKind) -> Crew:
-    mine = replace(
-        task,
-        batch_tokens=kind.batch_tokens or task.batch_tokens,
-        cores=kind.cpus_per_actor,
-        devices=kind.gpus_per_actor,
-        kind=kind.name,
-    )
-    return crew_of(kind, lambda: CaptureWorker(mine))
+    return crew_of(kind, lambda: CaptureWorker(task))
 
 
 def _by_accelerator(report: PoolReport, kinds: Sequence[ActorKind], usual: str | None) -> Usage:
