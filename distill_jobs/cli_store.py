@@ -112,8 +112,8 @@ def archive_store(
 ) -> None:
     """Compress a store's parts for keeping; the store can't be read until it is restored."""
     from cluster.files import Folder
-    from distill_jobs.report.words import size
     from distill_jobs.store.archive import archive
+    from distill_jobs.words import size
 
     sizes = archive(Folder(path), _counted)
     typer.echo(
@@ -128,8 +128,8 @@ def restore_store(
 ) -> None:
     """Turn an archived store back, byte for byte."""
     from cluster.files import Folder
-    from distill_jobs.report.words import size
     from distill_jobs.store.archive import restore
+    from distill_jobs.words import size
 
     sizes = restore(Folder(path), _counted)
     if not sizes.cold:
@@ -149,9 +149,9 @@ def export_to(
 ) -> None:
     """Write a store out, soft targets decoded, for other tools to read."""
     from cluster.files import Folder
-    from distill_jobs.report.words import size
     from distill_jobs.store.exchange.export import export_store
     from distill_jobs.store.plan import workdir_of
+    from distill_jobs.words import size
 
     data = workdir_of(Folder(path)) / "data"
     index = export_store(Folder(path), Folder(to), form, data if data.exists("manifest.json") else None, _counted)
@@ -187,9 +187,9 @@ def import_from(
 ) -> None:
     """Make a store of what another tool captured; see EXCHANGE.md for what is assumed of it."""
     from cluster.files import Folder
-    from distill_jobs.report.words import size
     from distill_jobs.store.exchange.filling import Layout
     from distill_jobs.store.exchange.importing import import_store
+    from distill_jobs.words import size
 
     layout = Layout(form, tokens, ids, values, kind, align, k, length, padded, config, teacher)
     made = import_store(source, Folder(into), tokenizer, layout, _counted)

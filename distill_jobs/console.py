@@ -18,8 +18,8 @@ from rich.progress import (
 from rich.table import Table
 
 from cluster.meter import Usage
-from distill_jobs.report.words import duration, money
 from distill_jobs.stage import Status
+from distill_jobs.words import duration, money
 
 Advance = Callable[..., None]
 _LINE_SECONDS = 30.0

@@ -17,9 +17,9 @@ from distill_jobs.costs.ledger import Ledger
 from distill_jobs.costs.ledger import metrics as cost_metrics
 from distill_jobs.costs.prices import PriceBook
 from distill_jobs.inputs import inputs_of
-from distill_jobs.report.words import size
 from distill_jobs.spec import Job
 from distill_jobs.stage import RECORD, StageRecord, status
+from distill_jobs.words import size
 
 Made = dict[str, Any]
 Work = Callable[[Advance], tuple[Made, Usage]]

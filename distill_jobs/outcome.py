@@ -10,8 +10,8 @@ from distill_jobs.context import Context
 from distill_jobs.costs.ledger import metrics as cost_metrics
 from distill_jobs.report.fidelity import sentence
 from distill_jobs.report.findings import finding
-from distill_jobs.report.words import count, duration, money, size
 from distill_jobs.store.fidelity.measure import read as read_fidelity
+from distill_jobs.words import count, duration, money, size
 
 _ARTIFACTS = ("spec.yaml", "evaluation.json", "ledger.json", "report.html")
 

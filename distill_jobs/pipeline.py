@@ -30,7 +30,6 @@ from distill_jobs.models.files import model_digest
 from distill_jobs.outcome import log_outcome, print_summary
 from distill_jobs.planning import estimate
 from distill_jobs.report.html import render
-from distill_jobs.report.words import duration, money
 from distill_jobs.spec import Job, Train
 from distill_jobs.stage import StageRecord, status
 from distill_jobs.store.codecs import make_codec
@@ -38,6 +37,7 @@ from distill_jobs.store.plan import check_teacher
 from distill_jobs.training.arm import train_arms
 from distill_jobs.training.source import open_stores, open_teachers
 from distill_jobs.training.task import Arm, TrainTask
+from distill_jobs.words import duration, money
 
 
 def run(context: Context, wanted: tuple[str, ...] = STAGES) -> None:

@@ -17,8 +17,8 @@ from distill_jobs.costs.prices import PriceBook
 from distill_jobs.costs.probing import ProbeWorker
 from distill_jobs.errors import DistillError
 from distill_jobs.inputs import STAGES, Inputs, inputs_of, statuses_of
-from distill_jobs.report.words import duration, money, size
 from distill_jobs.spec import Job
+from distill_jobs.words import duration, money, size
 
 PROBE = "probe.json"
 

@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from distill_jobs.report import words
+from distill_jobs import words
 from distill_jobs.report.svg import FAINT, GRID, INK, MARKER, OTHER, ROLE, STUDENT, canvas, styled, to_svg
 
 ROLES = ("teacher", "student", "baseline")

@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from distill_jobs.report import words
+from distill_jobs import words
 from distill_jobs.report.sections import Table
 from distill_jobs.report.svg import BASELINE, FAINT, GRID, INK, OTHER, STUDENT, TEACHER, canvas, styled, to_svg
 

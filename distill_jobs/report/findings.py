@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from distill_jobs.report import words
+from distill_jobs import words
 from distill_jobs.report.artifacts import Artifacts
 
 

@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from distill_jobs import words
 from distill_jobs.costs.prices import PriceBook
 from distill_jobs.errors import SpecError
-from distill_jobs.report import words
 from distill_jobs.report.artifacts import Artifacts
 from distill_jobs.report.charts import ROLES
 from distill_jobs.spec.parts import Costs

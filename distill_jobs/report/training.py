@@ -3,7 +3,7 @@
 from statistics import median
 from typing import Any
 
-from distill_jobs.report import words
+from distill_jobs import words
 from distill_jobs.report.sections import Table, without_empty
 
 Histories = dict[str, list[dict[str, Any]]]
