@@ -99,3 +99,24 @@ def _three(value: float) -> str:
     """Three significant digits, without an exponent."""
     digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
     return f"{value:,.{min(digits, 6)}f}"
+
+
+def plain(value: float) -> str:
+    """A tick of an axis: ``0.25``, ``12``, ``3 M``."""
+    if value == 0 or 1e-4 <= abs(value) < 1e4:
+        return f"{value:.4g}".replace("-", "−")
+    return count(value) if abs(value) >= 1e4 else f"{value:.0e}".replace("-", "−")
+
+
+def share(value: float) -> str:
+    """A tick in percent, with no more digits than it needs."""
+    return f"{100 * value:.4g}{_NB}%".replace("-", "−")
+
+
+def dollars(value: float) -> str:
+    """A tick in US dollars, over many orders of magnitude."""
+    sign = "−" if value < 0 else ""
+    size = abs(value)
+    if size >= 1000:
+        return f"{sign}${count(size) if size >= 1e4 else f'{size:,.0f}'}"
+    return f"{sign}${size:.3g}" if size == 0 or size >= 1e-4 else f"{sign}${size:.0e}"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from distill_jobs import words
-from distill_jobs.report.sections import Table
+from distill_jobs.report.blocks import Table
 from distill_jobs.report.svg import BASELINE, FAINT, GRID, INK, OTHER, STUDENT, TEACHER, canvas, styled, to_svg
 
 Page = dict[str, Any]

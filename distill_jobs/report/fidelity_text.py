@@ -5,7 +5,7 @@ from rich.table import Table as RichTable
 
 from distill_jobs.report import fidelity
 from distill_jobs.report.fidelity import Page
-from distill_jobs.report.sections import Table
+from distill_jobs.report.blocks import Table
 
 
 def print_page(page: Page) -> None:

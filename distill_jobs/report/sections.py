@@ -1,24 +1,15 @@
 """The report's tables, as plain text for the template to lay out."""
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from distill_jobs import words
 from distill_jobs.costs.prices import PriceBook
 from distill_jobs.errors import SpecError
 from distill_jobs.report.artifacts import Artifacts
+from distill_jobs.report.blocks import Table, without_empty
 from distill_jobs.report.charts import ROLES
 from distill_jobs.spec.parts import Costs
-
-
-@dataclass(frozen=True)
-class Table:
-    """A heading for each column, and rows of text; the first column names the row. ``last`` sets off the last row."""
-
-    headings: list[str]
-    rows: list[list[str]]
-    last: bool = False
 
 
 def quality(evaluation: dict[str, Any]) -> Table:
@@ -129,7 +120,7 @@ def samples(statistics: dict[str, Any]) -> Table:
         before = f"…{sample['context']}" if sample.get("context") else str(sample["source"])
         likely = ", ".join(f"{name} {probability:.2f}" for name, probability in sample["likely"])
         rows.append([before, f"{sample['gold']} ({sample['gold_probability']:.2f})", likely])
-    return Table(["position", "right (teacher's probability)", "teacher's likeliest"], rows)
+    return Table(["position", "right (teacher's probability)", "teacher's likeliest"], rows, kind="text")
 
 
 def provenance(found: Artifacts) -> list[tuple[str, str]]:
@@ -155,7 +146,7 @@ def stages(found: Artifacts) -> Table:
             f"{name.replace('_', ' ')} {f'{v:,}' if isinstance(v, int) else v}" for name, v in plain.items()
         )
         rows.append([stage, words.when(record["ended"]), str(record["digest"]), made])
-    return Table(["stage", "ended", "digest of its inputs", "made"], rows)
+    return Table(["stage", "ended", "digest of its inputs", "made"], rows, kind="text mono")
 
 
 def ended(found: Artifacts) -> str | None:
@@ -196,8 +187,3 @@ def _mean(members: list[dict[str, Any]], key: str, say: Any) -> str:
     values = [model[key] for model in members if model.get(key) is not None]
     return str(say(sum(values) / len(values))) if values else ""
 
-
-def without_empty(table: Table) -> Table:
-    """The table without the columns in which no row has anything."""
-    keep = [i for i in range(len(table.headings)) if i == 0 or any(row[i] for row in table.rows)]
-    return Table([table.headings[i] for i in keep], [[row[i] or "–" for i in keep] for row in table.rows], table.last)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 # Stand-ins that no chart would use by chance; in the SVG each becomes a colour of the page's style sheet.
 INK, FAINT, GRID = "#010101", "#020202", "#030303"
 TEACHER, STUDENT, BASELINE, OTHER = "#040404", "#050505", "#060606", "#070707"
-_THEME = {
+THEME = {
     INK: "currentColor",
     FAINT: "var(--faint)",
     GRID: "var(--grid)",
@@ -76,7 +76,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> Markup:
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    for colour, value in _THEME.items():
+    for colour, value in THEME.items():
         text = text.replace(colour, value)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'\bid="', f'id="{name}-', text)

@@ -4,7 +4,7 @@ from statistics import median
 from typing import Any
 
 from distill_jobs import words
-from distill_jobs.report.sections import Table, without_empty
+from distill_jobs.report.blocks import Table, without_empty
 
 Histories = dict[str, list[dict[str, Any]]]
 _SHOWN = 8

@@ -1,0 +1,149 @@
+"""What the page holds, in its order: each section with its parts, and the file that each part stands on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from distill_jobs.report import charts, fidelity, findings, sections, training
+from distill_jobs.report.artifacts import Artifacts
+from distill_jobs.report.blocks import Block, Chart, Facts, Folded, Legend, Part, Row, Section, Text, attempt
+
+Blocks = Sequence[Block | None]
+
+
+def head(found: Artifacts, damaged: list[str]) -> list[Block]:
+    """What comes first: the verdict, and until there is one what the evaluation says."""
+    told = None
+    evaluation = found.evaluation
+    if evaluation is not None:
+        told = attempt("evaluation.json", lambda: findings.finding(evaluation), damaged)
+    if told is None:
+        return [Text("Not evaluated yet, so there is nothing to say about what the teacher was worth.", "finding")]
+    return [Text(told.sentence, f"finding {told.verdict}")]
+
+
+def sections_of(found: Artifacts, statistics: dict[str, Any]) -> list[Section]:
+    """The page's sections. ``statistics``: what a look into the store itself says."""
+    return [
+        Section(
+            "Costs",
+            "costs",
+            [Part("ledger.json", lambda: _costs(found))],
+            ("No stage has been entered in the ledger", "run"),
+        ),
+        Section(
+            "Quality on held-out rows",
+            "quality",
+            [Part("evaluation.json", lambda: _quality(found))],
+            ("Teacher, student and baseline have not been evaluated", "evaluate"),
+        ),
+        Section(
+            "Learning curves",
+            "curves",
+            [Part("history.json", lambda: _curves(found)), Part("history.json", lambda: _training(found))],
+            ("Nothing has been trained", "train"),
+        ),
+        Section("Slices", "slices", [Part("evaluation.json", lambda: _slices(found))]),
+        Section(
+            "The logit store",
+            "store",
+            [
+                Part("store/manifest.json", lambda: _store(found, statistics)),
+                Part("store/fidelity.json", lambda: _fidelity(found)),
+            ],
+            ("The teacher has not been captured", "capture"),
+        ),
+        Section(
+            "Provenance",
+            "provenance",
+            [
+                Part("data/manifest.json", lambda: [Facts(sections.provenance(found), "mono")]),
+                Part("stage.json", lambda: [sections.stages(found)]),
+                Part("spec.yaml", lambda: [Folded("The resolved job spec", found.spec_text)] if found.spec_text else []),
+            ],
+        ),
+    ]
+
+
+def _costs(found: Artifacts) -> Blocks:
+    if found.total is None:
+        return []
+    chart = Chart(charts.costs(found.entries), "Money and wall time by stage")
+    return [
+        Row([chart, Text(sections.price_note(found), "faint")]),
+        sections.costs(found.entries, found.total),
+    ]
+
+
+def _quality(found: Artifacts) -> Blocks:
+    evaluation = found.evaluation
+    if evaluation is None:
+        return []
+    metric, summary = evaluation["metric"], evaluation["summary"]
+    worth = "The band is the interval of the mean. Where it crosses the dashed line, the gain can't be told from nothing."
+    return [
+        Row(
+            [
+                Chart(charts.quality(metric, summary), "Teacher, student, baseline"),
+                Chart(charts.gain(metric, evaluation["better"], summary), "What the teacher was worth", worth),
+            ]
+        ),
+        sections.quality(evaluation),
+        Text(
+            "The baseline is the same model with the same start, data and number of steps, trained on hard labels "
+            "alone. Log loss and KL are in nats; latency is for one row, throughput for a full batch. Below a mean "
+            "stands the range of its seeds.",
+            "faint",
+        ),
+    ]
+
+
+def _slices(found: Artifacts) -> Blocks:
+    evaluation = found.evaluation
+    if evaluation is None or not evaluation.get("slices"):
+        return []
+    drawn = charts.slices(evaluation["metric"], evaluation["slices"])
+    return [Row([Chart(drawn, "Every slice, side by side", legend=charts.ROLES), sections.slices(evaluation)])]
+
+
+def _curves(found: Artifacts) -> Blocks:
+    drawn = [Chart(svg, caption) for caption, svg in charts.curves(found.histories)]
+    if not drawn:
+        return []
+    told = Text("Lines are the training batches, marks the validation split.", "faint")
+    return [Legend(charts.ROLES), Row(drawn, "three"), told]
+
+
+def _training(found: Artifacts) -> Blocks:
+    bad = training.bad_steps(found.histories)
+    if bad is None:
+        return [training.paces(found.histories)]
+    told = "Nothing was updated in them. A step's samples are those whose own loss was too large or not finite."
+    return [training.paces(found.histories), Text("Steps that went wrong", "heading"), bad, Text(told, "faint")]
+
+
+def _store(found: Artifacts, statistics: dict[str, Any]) -> Blocks:
+    if found.store is None:
+        return []
+    samples = sections.samples(statistics) if statistics.get("samples") else None
+    return [Facts(sections.store(found, statistics)), samples]
+
+
+def _fidelity(found: Artifacts) -> Blocks:
+    page = found.fidelity
+    if page is None or found.store is None:
+        return []
+    added = ", its errors added up over them: the noise of draws averages out there, a bias stays"
+    captions = ["Every coding at the same positions.", f"Every coding at the same positions{added}."]
+    drawn = [Chart(svg, caption=caption) for svg, caption in zip(fidelity.curves(page), captions, strict=False)]
+    return [
+        Text("What it keeps of the teacher", "heading"),
+        Facts(fidelity.kept(page)),
+        Row(drawn) if drawn else None,
+        fidelity.own(page),
+        fidelity.slices(page),
+        Text(
+            "Measured on held-back rows against the teacher itself: KL over the head's classes and all others as one, "
+            "the loss's gradient at the logits of a random student and of a trained one where there was one.",
+            "faint",
+        ),
+    ]
