@@ -58,10 +58,14 @@ def sections_of(found: Artifacts, statistics: dict[str, Any]) -> list[Section]:
             [
                 Part("data/manifest.json", lambda: [Facts(sections.provenance(found), "mono")]),
                 Part("stage.json", lambda: [sections.stages(found)]),
-                Part("spec.yaml", lambda: [Folded("The resolved job spec", found.spec_text)] if found.spec_text else []),
+                Part("spec.yaml", lambda: [_folded("The resolved job spec", found.spec_text)]),
             ],
         ),
     ]
+
+
+def _folded(title: str, text: str) -> Folded | None:
+    return Folded(title, text) if text else None
 
 
 def _costs(found: Artifacts) -> Blocks:
@@ -79,7 +83,9 @@ def _quality(found: Artifacts) -> Blocks:
     if evaluation is None:
         return []
     metric, summary = evaluation["metric"], evaluation["summary"]
-    worth = "The band is the interval of the mean. Where it crosses the dashed line, the gain can't be told from nothing."
+    worth = (
+        "The band is the interval of the mean. Where it crosses the dashed line, the gain can't be told from nothing."
+    )
     return [
         Row(
             [

@@ -48,7 +48,7 @@ def spread(plot: Plot) -> str:
 def offsets(plot: Plot) -> dict[int, float]:
     """How far each series of points or bars stands off its category, so that they don't cover each other."""
     many = [i for i, series in enumerate(plot.series) if series.kind != "line"]
-    if plot.y.names is None and plot.x.names is None or len(many) < 2:
+    if (plot.y.names is None and plot.x.names is None) or len(many) < 2:
         return {}
     step = 0.62 / len(many)
     return {series: (place - (len(many) - 1) / 2) * step for place, series in enumerate(many)}
@@ -86,7 +86,9 @@ def _series(axes: Any, series: Series, plot: Plot) -> None:
         )
     _intervals(axes, series, x, y, spread(plot))
     for px, py, label in zip(x, y, series.labels, strict=False):
-        axes.annotate(short(label), (px, py), (6, 0 if upright else 4), textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(
+            short(label), (px, py), (6, 0 if upright else 4), textcoords="offset points", va="center", fontsize=8
+        )
 
 
 def _intervals(axes: Any, series: Series, x: Any, y: Any, along: str) -> None:

@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from distill_jobs.report import fidelity
-from distill_jobs.report.fidelity import Page
 from distill_jobs.report.blocks import Table
+from distill_jobs.report.fidelity import Page
 
 
 def print_page(page: Page) -> None:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from cluster.files import Folder
 from distill_jobs.report import contents, findings, live, sections
 from distill_jobs.report.artifacts import Artifacts, collect
-from distill_jobs.report.blocks import Block, Made, attempt, made
+from distill_jobs.report.blocks import Block, Chart, Made, Row, attempt, made
 
 
 def render(workdir: Folder) -> str:
@@ -61,10 +61,8 @@ def lay_out(values: dict[str, Any], head: Sequence[Block], body: Sequence[Made],
 
 
 def _any_live(blocks: Sequence[Any]) -> bool:
-    return any(
-        _any_live([each for each in block.blocks if each]) if block.kinds == "row" else bool(getattr(block, "live", None))
-        for block in blocks
-    )
+    rows = [each for block in blocks if isinstance(block, Row) for each in block.blocks]
+    return any(isinstance(block, Chart) and block.live is not None for block in [*blocks, *rows])
 
 
 def _statistics(workdir: Folder, found: Artifacts) -> dict[str, Any]:

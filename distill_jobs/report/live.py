@@ -118,7 +118,13 @@ def _trace(plot: Plot, series: Series, shift: float) -> dict[str, Any]:
         trace[f"error_{spread(plot)}"] = _error(series, colour, spread(plot))
     if series.kind == "bars":
         size = 0.62 / max(1, len(offsets(plot)))
-        return {**trace, "type": "bar", "orientation": "h" if upright else "v", "width": size, "marker": {"color": colour}}
+        return {
+            **trace,
+            "type": "bar",
+            "orientation": "h" if upright else "v",
+            "width": size,
+            "marker": {"color": colour},
+        }
     dots = {"color": colour, "size": 9, "symbol": _MARKER[series.marker]}
     if not series.labels:
         return {**trace, "mode": "markers", "marker": dots}
@@ -142,10 +148,11 @@ def _surface(plot: Plot) -> dict[str, Any]:
     weak, strong = "var(--card)", _COLOUR[STUDENT]
     ends = [[0, weak], [1, strong]] if surface.higher_is_better else [[0, strong], [1, weak]]
     axis = Axis(surface.title, surface.kind)
+    names = f"{plot.x.title}, {plot.y.title}"
     told = [
-        [f"{_text(plot.x.title)} {x:.3g}, {_text(plot.y.title)} {y:.3g}<br>{_text(say(axis, z))}" for x, z in zip(surface.x, row, strict=True)]
+        [_text(f"{names} {x:.3g}, {y:.3g}: {say(axis, z)}") for x, z in zip(surface.x, row, strict=True)]
         for y, row in zip(surface.y, surface.z, strict=True)
-    ]  # fmt: skip
+    ]
     return {
         "type": "heatmap",
         "x": list(surface.x),
@@ -202,4 +209,3 @@ def _text(text: str) -> str:
     """Text for plotly, which reads a few tags and entities in it."""
     clean = " ".join(text.split())
     return clean.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-

@@ -186,4 +186,3 @@ def _cost_row(entry: dict[str, Any], total: float) -> list[str]:
 def _mean(members: list[dict[str, Any]], key: str, say: Any) -> str:
     values = [model[key] for model in members if model.get(key) is not None]
     return str(say(sum(values) / len(values))) if values else ""
-

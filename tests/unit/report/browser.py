@@ -71,6 +71,11 @@ class Page:
         """Until the expression is true."""
         self._browser.until(lambda: self.value(expression), f"never came true: {expression}")
 
+    def look(self, dark: bool, printed: bool = False) -> None:
+        """Light or dark, on a screen or on paper."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.do("Emulation.setEmulatedMedia", media="print" if printed else "screen", features=[scheme])
+
     def picture(self, whole: bool = True) -> bytes:
         """A PNG of the whole page, or of its first screen."""
         shot = self.do("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **self._clip(whole))
@@ -135,8 +140,7 @@ class Browser:
             deviceScaleFactor=2 if phone else 1,
             mobile=phone,
         )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        page.do("Emulation.setEmulatedMedia", features=[scheme])
+        page.look(dark)
         page.do("Emulation.setScriptExecutionDisabled", value=not scripts)
         yield page
         self.call("Target.disposeBrowserContext", {"browserContextId": context})

@@ -10,8 +10,11 @@ import yaml
 from cluster.files import Folder
 from cluster.meter import Usage
 from distill_jobs.costs.ledger import Ledger
+from distill_jobs.report.plot import Axis, Mark, Plot, Series, Surface
+from distill_jobs.report.svg import INK, MARKER, OTHER, ROLE, STUDENT, TEACHER
 
 SEEDS = (0, 1, 2)
+HOSTILE = '<script>alert(1)</script>"\'&$x^2$ %{x} <a href="http://evil.test/">x</a>'
 STATISTICS = {
     "head_mass": 0.9731,
     "teacher_wrong": 0.142,
@@ -176,3 +179,32 @@ def _stages(workdir: Folder, seeds: tuple[int, ...]) -> None:
         elif stage in arms:
             soft = 0.5 if stage.startswith("student") else 0.0
             workdir.write_json(f"{stage}/history.json", history(4000, 0.66, 0.33, soft, int(stage[-1]) + len(stage)))
+
+
+def plots() -> list[Plot]:
+    """One plot of each kind, with names that would like to be more than names."""
+    students = [1.0, 10.0, 100.0, 1000.0]
+    curves = [
+        Series("store once", STUDENT, students, [3.0 + 0.1 * n for n in students], "line"),
+        Series(HOSTILE, TEACHER, students, [0.5 * n for n in students], "line", dash="dash"),
+    ]
+    gaps = [
+        Series(role, ROLE[role], [0.1 + i / 50, 0.2, 0.05], [0, 1, 2], low=[0.05, 0.1, None], high=[0.2, 0.3, None],
+               marker=MARKER[role], told=[HOSTILE] * 3, faint=role == "baseline")
+        for i, role in enumerate(ROLE)
+    ]  # fmt: skip
+    grid = [[0.8 + t / 100 - a / 50 for t in range(1, 9)] for a in range(5)]
+    trials = Series("trials", INK, [2.0, 5.0], [0.2, 0.9], told=[HOSTILE, "trial 2"])
+    spent = [Series(n, c, [30.0, 4.0], [0, 1], "bars") for n, c in (("predicted", OTHER), ("actual", STUDENT))]
+    runs = Series("runs", STUDENT, [0.01, 0.1], [0.8, 0.9], low=[0.7, 0.85], high=[0.85, 0.92], labels=["a", HOSTILE])
+    bins = Series("teacher", TEACHER, [0.5, 0.9], [0.55, 0.93], low=[0.5, 0.9], high=[0.6, 0.95])
+    share, money = Axis("share", "percent"), Axis("money", "money", log=True)
+    return [
+        Plot("curves", "Curves", Axis("students", log=True), money, curves, "said", marks=[Mark("x", 10.0, HOSTILE)]),
+        Plot("gaps", HOSTILE, share, Axis(names=["a", HOSTILE, "c"]), gaps, HOSTILE, marks=[Mark("x", 0.0)]),
+        Plot("surface", "Surface", Axis("T"), Axis("alpha"), [trials], "said",
+             surface=Surface(list(range(1, 9)), [a / 4 for a in range(5)], grid, "accuracy", True, "percent")),
+        Plot("spent", "Spent", Axis("seconds"), Axis(names=["teach", "capture"]), spent, "said"),
+        Plot("front", "Front", money, share, [runs], "said", marks=[Mark("y", 0.8, "best")]),
+        Plot("bins", "Bins", share, share, [bins], "said", diagonal=True),
+    ]  # fmt: skip

@@ -8,14 +8,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from report_cases import STATISTICS, evaluation, finished
+from report_cases import HOSTILE, STATISTICS, evaluation, finished
 
 from cluster.files import Folder
 from distill_jobs.report import charts, html
 from distill_jobs.report.artifacts import collect
 from distill_jobs.report.findings import finding
-
-HOSTILE = "<script>alert(1)</script>\"'&$x^2$"
 
 
 class _Reader(HTMLParser):
