@@ -96,6 +96,8 @@ def arms_of(job: Job, inputs: Inputs) -> list[Arm]:
                     temperature=job.distill.temperature,
                     loss=job.distill.loss,
                     standardise=job.distill.standardise,
+                    # A baseline has no teacher to be spared of.
+                    gate=job.distill.gate.of(job.task) if role == "student" else None,
                     digest=digest(own),
                     inputs=own,
                 )

@@ -92,8 +92,7 @@ def capture(context: Context) -> None:
         def priced(usage: Usage) -> str:
             return money(context.prices.money(usage, accelerator))
 
-        codec = make_codec(context.job.capture.codec, DataFacts.load(context.workdir / "data"))
-        _check_loss(context.job, codec.name)
+        _check_codec(context)
         return capture_store(context.job, context.session, context.workdir, advance, priced)
 
     context.do("capture", context.workdir / "store", work)
@@ -112,7 +111,7 @@ def train(context: Context) -> None:
     usage = Usage()
     live = context.job.distill.soft_labels == "live"
     if pending:
-        _check_live(context) if live else _check_store(context)
+        _check_codec(context) if live else _check_store(context)
     try:
         if pending:
             first = pending[0]
@@ -198,13 +197,15 @@ def _check_store(context: Context) -> None:
         opened = open_teachers(store, data, job.reading, job.distill).stores
         own = next(i for i, one in enumerate(job.distill.teachers) if one.store is None)
     for each in opened:
-        _check_loss(job, str(each.plan.codec["name"]))
+        _check_loss(job, each.plan.codec, each.plan.classes)
     check_teacher(opened[own].plan, model_digest(context.workdir / "teacher" / "model"), DataFacts.load(data))
 
 
-def _check_live(context: Context) -> None:
-    job = context.job
-    _check_loss(job, make_codec(job.capture.codec, DataFacts.load(context.workdir / "data")).name)
+def _check_codec(context: Context) -> None:
+    """The same of a store that is still to be made, or of what a live teacher says."""
+    facts = DataFacts.load(context.workdir / "data")
+    codec = make_codec(context.job.capture.codec, facts)
+    _check_loss(context.job, {"name": codec.name, **codec.arguments()}, facts.targets)
 
 
 def _live_teacher(records: list[dict[str, Any]]) -> Usage:
@@ -212,9 +213,9 @@ def _live_teacher(records: list[dict[str, Any]]) -> Usage:
     return sum((Usage.of(record["made"].get("live_teacher", {})) for record in records), Usage())
 
 
-def _check_loss(job: Job, codec: str) -> None:
-    """Refuse a loss that a store of this codec can't serve: the codec may be known only now."""
-    refused = job.distill.loss.refusal(codec)
+def _check_loss(job: Job, codec: dict[str, Any], classes: int) -> None:
+    """Refuse a loss or gate that a store of this codec can't serve: codec and classes may be known only now."""
+    refused = job.distill.refusal(str(codec["name"]), codec, classes)
     if refused:
         raise SpecError(refused)
 

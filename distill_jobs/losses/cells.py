@@ -39,12 +39,17 @@ class Cells:
         student: the same shape. A place that stands for no cell holds ``LEAST`` on both sides: no divergence sees it.
         gold: [N] int64, the cell of the right class, where the loss needs labels.
         bucket: whether the last cell is the bucket of unknown classes.
+        top: [N], the teacher's log mass of its likeliest class, where the loss needs labels.
+        unsorted: [N] of bool, whether the bucket may hold classes that the teacher finds likelier than the right one,
+            where the loss needs labels.
     """
 
     teacher: Tensor
     student: Tensor
     gold: Tensor | None
     bucket: bool
+    top: Tensor | None = None
+    unsorted: Tensor | None = None
 
 
 def make_cells(
@@ -69,19 +74,30 @@ def make_cells(
     warmth = torch.full_like(signal.entropy, temperature) if softness is None else softness
     if signal.head_ids is None:
         teacher = torch.log_softmax(signal.head_logprob / warmth[:, None], dim=-1).clamp(min=LEAST)
-        return Cells(teacher.to(logits.dtype), torch.log_softmax(logits / temperature, dim=-1), labels, False)
+        teacher = teacher.to(logits.dtype)
+        sorted_all = torch.zeros_like(signal.entropy, dtype=torch.bool)
+        student = torch.log_softmax(logits / temperature, dim=-1)
+        return Cells(teacher, student, labels, False, teacher.amax(dim=-1), sorted_all)
     ids, alive, logprob = single_classes(signal, labels)
     known = (logprob / warmth[:, None]).masked_fill(~alive, -torch.inf)
     tail = _tail(signal, temperature if softness is None else warmth)
-    head = torch.logsumexp(known[:, : signal.head_logprob.shape[1]], dim=-1)
-    known = known - torch.logaddexp(head, tail)[:, None]
-    beyond = known[:, signal.head_logprob.shape[1] :]
-    log_scale, rest = _split(tail - torch.logaddexp(head, tail), beyond, alive.sum(dim=-1) < signal.classes)
+    width = signal.head_logprob.shape[1]
+    total = torch.logaddexp(torch.logsumexp(known[:, :width], dim=-1), tail)
+    known = known - total[:, None]
+    beyond = known[:, width:]
+    log_scale, rest = _split(tail - total, beyond, alive.sum(dim=-1) < signal.classes)
     beyond -= log_scale[:, None]
     teacher = torch.cat([known, rest[:, None]], dim=1).clamp(min=LEAST)
-    student: Tensor = _CellMasses.apply(logits, _only_alive(ids, alive), alive, temperature)  # type: ignore[no-untyped-call]
-    gold = None if labels is None else (alive & (ids == labels[:, None])).int().argmax(dim=-1)
-    return Cells(teacher.to(logits.dtype), student, gold, True)
+    masses: Tensor = _CellMasses.apply(logits, _only_alive(ids, alive), alive, temperature)  # type: ignore[no-untyped-call]
+    teacher = teacher.to(logits.dtype)
+    if labels is None:
+        return Cells(teacher, masses, None, True)
+    gold = (alive & (ids == labels[:, None])).int().argmax(dim=-1)
+    best = known[:, :width].amax(dim=-1) if width else _top1(signal) / warmth - total
+    likelier = (alive & (logprob > signal.gold_logprob[:, None])).sum(dim=-1)
+    # A head holds the likeliest: with the right class in it, all that is likelier is known.
+    unsorted = (gold >= width) & (signal.gold_rank > likelier)
+    return Cells(teacher, masses, gold, True, best.to(logits.dtype), unsorted)
 
 
 def single_classes(signal: TeacherSignal, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,6 +130,12 @@ def single_classes(signal: TeacherSignal, labels: Tensor | None) -> tuple[Tensor
         logprob.append(signal.draw_logprob.gather(1, order))
         alive.append(fresh)
     return torch.cat(ids, dim=1), torch.cat(alive, dim=1), torch.cat(logprob, dim=1)
+
+
+def _top1(signal: TeacherSignal) -> Tensor:
+    """[N], the log-probability at T = 1 of the likeliest class of a signal without a head."""
+    assert signal.top1_logprob is not None
+    return signal.top1_logprob
 
 
 def _tail(signal: TeacherSignal, temperature: float | Tensor) -> Tensor:

@@ -6,7 +6,6 @@ pass. So there is no second pass over the head, and the memory beside the gradie
 Shapes: N scored positions, H hidden width, V columns of the head, C ≤ V real classes.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,39 +13,16 @@ from torch import Tensor
 
 from distill_jobs.errors import VocabularyError
 from distill_jobs.losses.fused_rows import SparseTarget, Weights, dense_rows_, signal_rows, sparse_rows_
+from distill_jobs.losses.fused_task import FusedTask, OutputHead
 from distill_jobs.losses.kinds import SoftLoss
-from distill_jobs.losses.total import PLAIN, LossParts, distillation_loss
+from distill_jobs.losses.total import PLAIN, LossParts, distillation_loss, weighed
 from distill_jobs.store.blocks import by_blocks
 from distill_jobs.store.signal import TeacherSignal
 
-# Rows of a chunk, at most: more don't make the products faster. Bytes of its buffer, at most.
-_ROWS = {"cpu": 512}
-_MANY_ROWS = 4096
-_BUFFER = {"cpu": 256 << 20}
-_LARGE_BUFFER = 512 << 20
-# A loss that goes through autograd makes several tensors of the buffer's size.
-_COPIES = 6
 # Numbers of a block of rows on a CPU: each block costs some sixty small steps beside its few wide ones.
 _BLOCK = 1 << 20
 # Columns whose part of a half-precision weight gradient is made at once, before it is added up in fp32.
 _COLUMNS = 8192
-
-
-@dataclass(frozen=True)
-class OutputHead:
-    """A model's last layer and what becomes of its output: ``softcap · tanh(scale · (h Wᵀ + b) / softcap)``.
-
-    Attributes:
-        weight: [V, H], perhaps the embedding's own.
-        bias: [V] or None.
-        scale: 1 for most models.
-        softcap: None for no cap.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
 
 
 def fused_loss(
@@ -71,7 +47,7 @@ def fused_loss(
         head: the weight is used (and given a gradient) as it stands; columns beyond the real classes take no part.
         labels: [N] int64.
         signal: the teacher at the same positions; None with ``alpha`` 0.
-        soft: what takes the place of the KL.
+        soft: what takes the place of the KL, behind its gate.
         classes: number of real classes, where no signal tells; default all columns.
         chunk: positions at once; default by the device and the classes.
 
@@ -104,64 +80,31 @@ def anchored_loss(
         raise VocabularyError(f"alpha is {alpha:g}, so the loss needs the teacher's signal, but none was given")
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    task = _Task(head, labels, signal if alpha > 0 else None, alpha, temperature, soft, real, chunk, dtype)
+    task = FusedTask(head, labels, signal if alpha > 0 else None, alpha, temperature, soft, real, chunk, dtype)
     with torch.autocast(device, enabled=False):
-        total, anchor, hard, softened = _FusedLoss.apply(  # type: ignore[no-untyped-call]
+        total, anchor, hard, softened, touched = _FusedLoss.apply(  # type: ignore[no-untyped-call]
             hidden, head.weight, head.bias, task, torch.is_grad_enabled()
         )
-    return LossParts(total, hard, softened, len(labels)), anchor
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What the function gets beside the tensors that have gradients."""
-
-    head: OutputHead
-    labels: Tensor
-    signal: TeacherSignal | None
-    alpha: float
-    temperature: float
-    soft: SoftLoss
-    classes: int
-    chunk: int | None
-    dtype: torch.dtype
-
-    @property
-    def by_hand(self) -> bool:
-        return self.signal is None or self.soft.is_forward_kl
-
-    @property
-    def share(self) -> float:
-        # In fp16 a gradient of 1/N of a position would be too small a number; there it is divided at the end.
-        return 1.0 if self.dtype == torch.float16 else 1.0 / max(1, len(self.labels))
-
-    @property
-    def rows(self) -> int:
-        """Positions of a chunk."""
-        device = self.labels.device.type
-        width = max(1, self.classes) * self.dtype.itemsize * (1 if self.by_hand else _COPIES)
-        most = min(_ROWS.get(device, _MANY_ROWS), _BUFFER.get(device, _LARGE_BUFFER) // width)
-        # Few classes: as many rows as fill a chunk of many classes.
-        most = max(most, (1 << 24) // width, 16)
-        return max(1, min(self.chunk or most, len(self.labels)))
+    return LossParts(total, hard, softened, len(labels), touched if task.gated else None), anchor
 
 
 class _FusedLoss(torch.autograd.Function):
-    """(hidden, weight, bias) -> total, 0, hard, soft. Gradients are made in ``forward`` and scaled in ``backward``."""
+    """(hidden, weight, bias) -> total, 0, hard, soft, gated. ``forward`` makes gradients, ``backward`` scales them."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, task: _Task, differentiate: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, task: FusedTask, differentiate: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         wanted = [differentiate and wants for wants in ctx.needs_input_grad[:3]]
         work = _Chunks(hidden, weight, bias, task, wanted)
-        hard_N, soft_N = work.run()
+        work.run()
         ctx.made, ctx.rest = work.gradients(), 1.0 / (max(1, len(hidden)) * task.share)
-        hard, soft = (values.mean() if len(values) else values.sum() for values in (hard_N, soft_N))
+        hard, soft = _mean(work.hard), _mean(work.soft)
         softened = soft * task.soft.scale(task.temperature)
-        total = _weighed(hard, softened, task.alpha)
-        ctx.mark_non_differentiable(hard, softened)
-        return total, torch.zeros_like(total), hard, softened
+        total = _mean(work.total) if task.gated else _weighed(hard, softened, task.alpha)
+        touched = _mean(work.touched)
+        ctx.mark_non_differentiable(hard, softened, touched)
+        return total, torch.zeros_like(total), hard, softened, touched
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -177,6 +120,10 @@ class _FusedLoss(torch.autograd.Function):
         return *(None if gradient is None else gradient.to(dtype) for gradient, dtype in made), None, None
 
 
+def _mean(values: Tensor) -> Tensor:
+    return values.mean() if len(values) else values.sum()
+
+
 def _weighed(hard: Tensor, softened: Tensor, alpha: float) -> Tensor:
     # A part without weight must not spoil the total where it is not finite.
     if alpha in (0, 1):
@@ -185,9 +132,16 @@ def _weighed(hard: Tensor, softened: Tensor, alpha: float) -> Tensor:
 
 
 class _Chunks:
-    """One pass over the positions. Buffers are made once; what grows with N is small."""
+    """One pass over the positions. Buffers are made once; what grows with N is small.
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, task: _Task, wanted: list[bool]) -> None:
+    Attributes:
+        hard, soft: [N], the losses of each position; behind a gate each soft one times the share that it keeps.
+        total, touched: [N], behind a gate the weighed sum of both, and 1 where the gate changes anything.
+    """
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, task: FusedTask, wanted: list[bool]
+    ) -> None:
         self.task, self.wanted = task, wanted
         self.hidden, self.weight = hidden.to(task.dtype), weight[: task.classes].to(task.dtype)
         self.exact = torch.float64 if task.dtype == torch.float64 else torch.float32
@@ -199,7 +153,9 @@ class _Chunks:
         self.bias_grad = empty(bias.shape, dtype=self.exact).zero_() if bias is not None and wanted[2] else None
         if self.weight_grad is not None:
             self.weight_grad[task.classes if len(hidden) else 0 :].zero_()
-        self.hard, self.soft = (empty(len(hidden), dtype=self.exact).zero_() for _ in range(2))
+        self.hard, self.soft, self.total, self.touched = (
+            empty(len(hidden), dtype=self.exact).zero_() for _ in range(4)
+        )
         self.weights = Weights(task.alpha, self._temperature, task.share, task.head.scale, task.head.softcap)
 
     @property
@@ -207,8 +163,8 @@ class _Chunks:
         # Cross-entropy alone knows no temperature.
         return self.task.temperature if self.task.signal is not None else 1.0
 
-    def run(self) -> tuple[Tensor, Tensor]:
-        """Losses of each position, [N] each."""
+    def run(self) -> None:
+        """Work out the losses of all positions and their gradients."""
         count, size = len(self.hidden), self.task.rows
         turn, gain = (self._by_hand, self.weights.gain) if self.task.by_hand else (self._by_autograd, 1.0)
         buffer = self.hidden.new_empty(min(size, count), self.task.classes)
@@ -218,7 +174,6 @@ class _Chunks:
             logits.addmm_(self.hidden[rows], self.weight.T, beta=0, alpha=gain)
             turn(logits, rows)
             self._multiply(logits, rows)
-        return self.hard, self.soft
 
     def gradients(self) -> list[tuple[Tensor | None, torch.dtype]]:
         """Of hidden states, weight and bias, each with the precision that autograd wants it in."""
@@ -228,27 +183,45 @@ class _Chunks:
         """``logits`` [n, C] become their own gradient."""
         task, labels = self.task, self.task.labels[rows]
         signal = None if task.signal is None else signal_rows(task.signal, rows)
+        gated = None
+        if signal is not None and task.gated:
+            gated = task.soft.gate(signal, labels, self._guess(logits))
+            signal = gated.signal
         if signal is None:
             target = SparseTarget.nothing(len(labels), logits.device, self.exact)
         elif signal.head_ids is not None:
             target = SparseTarget.of(signal, self._temperature, self.exact)
         else:
             target = None
+        kept = None if gated is None or gated.weight is None else gated.weight.to(self.exact)
         hard, soft = self.hard[rows], self.soft[rows]
 
         def block(some: slice) -> None:
             exact = logits[some].to(self.exact)
             if self.bias is not None:
                 exact.add_(self.bias, alpha=self.weights.gain)
+            left = None if kept is None else kept[some]
             if target is not None:
-                hard[some], soft[some] = sparse_rows_(exact, labels[some], target.rows(some), self.weights)
+                hard[some], soft[some] = sparse_rows_(exact, labels[some], target.rows(some), self.weights, left)
             else:
                 assert signal is not None
-                hard[some], soft[some] = dense_rows_(exact, labels[some], signal_rows(signal, some), self.weights)
+                hard[some], soft[some] = dense_rows_(exact, labels[some], signal_rows(signal, some), self.weights, left)
             if exact.dtype != logits.dtype:
                 logits[some] = exact
 
         by_blocks(block, logits, max(1, _BLOCK // logits.shape[1]) if logits.device.type == "cpu" else None)
+        if gated is not None:
+            scale = task.soft.scale(task.temperature)
+            self.total[rows], softened = weighed(hard, scale * soft, task.alpha, kept)
+            self.soft[rows] = softened / scale
+            self.touched[rows] = gated.touched.to(self.exact)
+
+    def _guess(self, logits: Tensor) -> Tensor | None:
+        """The student's likeliest classes [n], where the gate asks for them; scale and cap don't change them."""
+        if not self.task.soft.gate.kind.asks_student:
+            return None
+        whole = logits if self.bias is None else torch.add(logits, self.bias, alpha=self.weights.gain)
+        return whole.argmax(dim=-1)
 
     def _by_autograd(self, logits: Tensor, rows: slice) -> None:
         """The same for any soft loss, through autograd."""
@@ -265,6 +238,8 @@ class _Chunks:
                 (gradient,) = torch.autograd.grad(parts.total * (parts.positions * task.share), leaf)
                 logits.copy_(gradient)
         self.hard[rows], self.soft[rows] = parts.hard, parts.soft / task.soft.scale(task.temperature)
+        if parts.gated is not None:
+            self.total[rows], self.touched[rows] = parts.total.detach(), parts.gated
 
     def _multiply(self, gradient: Tensor, rows: slice) -> None:
         """The gradient of a chunk's logits goes into those of hidden states, weight and bias."""

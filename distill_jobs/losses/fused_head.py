@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.errors import ModelError
-from distill_jobs.losses.fused import OutputHead, anchored_loss
+from distill_jobs.losses.fused import anchored_loss
+from distill_jobs.losses.fused_task import OutputHead
 from distill_jobs.losses.kinds import SoftLoss
 from distill_jobs.losses.total import PLAIN, LossParts
 from distill_jobs.models.head import split_head

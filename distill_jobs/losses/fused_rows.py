@@ -38,15 +38,15 @@ class Weights:
         """What the head's output is to be multiplied with before it comes here: then it is z/T, or atanh(z/softcap)."""
         return self.scale / (self.softcap or self.temperature)
 
-    @property
-    def of_soft(self) -> float:
-        """The weight of a gradient by z/T of the soft loss, in the gradient of the total by the head's output."""
-        return self.alpha * self.temperature * self.share * self.scale
+    def of_parts(self, kept: Tensor | None) -> tuple[float | Tensor, float | Tensor]:
+        """The weights of a gradient by z/T of the soft loss and of one by z of the cross-entropy, in the gradient of
+        the total by the head's output.
 
-    @property
-    def of_hard(self) -> float:
-        """The same of the cross-entropy's gradient by z."""
-        return (1 - self.alpha) * self.share * self.scale
+        Args:
+            kept: [n], the share of alpha that a gate leaves to each row; then both are [n, 1].
+        """
+        alpha = self.alpha if kept is None else self.alpha * kept[:, None]
+        return alpha * self.temperature * self.share * self.scale, (1 - alpha) * self.share * self.scale
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,9 @@ def signal_rows(signal: TeacherSignal, rows: slice) -> TeacherSignal:
     return replace(signal, **_tensors(signal, rows))
 
 
-def sparse_rows_(z: Tensor, labels: Tensor, target: SparseTarget, w: Weights) -> tuple[Tensor, Tensor]:
+def sparse_rows_(
+    z: Tensor, labels: Tensor, target: SparseTarget, w: Weights, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy and ``forward_kl`` (without T²) of each row; ``z`` [n, C] becomes the gradient of the total.
 
     The wide passes make one softmax over the tail alone, so that a vanishing tail loses no digits; its normaliser gives
@@ -115,6 +117,7 @@ def sparse_rows_(z: Tensor, labels: Tensor, target: SparseTarget, w: Weights) ->
     Args:
         z: [n, C] float32 or float64, the head's output (bias included) times ``w.gain``.
         labels: [n] int64.
+        kept: [n], the share of alpha that a gate leaves to each row; all of it where it is None.
 
     Returns:
         Two [n], in nats.
@@ -129,23 +132,25 @@ def sparse_rows_(z: Tensor, labels: Tensor, target: SparseTarget, w: Weights) ->
     total_1 = total if t == 1 else torch.logaddexp(torch.logsumexp(z_head * t, dim=-1), outside_1)
 
     soft, (of_all, of_tail), on_head = _kl(target, z_head, z_draws, outside, total)
-    a, h = w.of_soft, w.of_hard
-    pull = a * (of_all * (outside - total).exp() + of_tail)
-    push = h * (unit - total_1).exp()
+    a, h = w.of_parts(kept)
+    pull = a * (of_all * (outside - total).exp() + of_tail)[:, None]
+    push = h * (unit - total_1).exp()[:, None]
     if plain is None:
-        z.mul_((pull + push)[:, None])
+        z.mul_(pull + push)
     else:
-        z.mul_(pull[:, None]).addcmul_(plain, push[:, None])
+        z.mul_(pull).addcmul_(plain, push)
     z.scatter_(1, target.head_ids, a * on_head + h * (z_head * t - total_1[:, None]).exp())
     if target.drawn:
         z.scatter_add_(1, target.draw_ids, -a * target.trust[:, None] * target.draws)
-    z.scatter_add_(1, labels[:, None], torch.full_like(z_label, -h)[:, None])
+    z.scatter_add_(1, labels[:, None], -h * torch.ones_like(z_label)[:, None])
     if slope is not None:
         z.mul_(slope)
     return total_1 - z_label, soft
 
 
-def dense_rows_(z: Tensor, labels: Tensor, signal: TeacherSignal, w: Weights) -> tuple[Tensor, Tensor]:
+def dense_rows_(
+    z: Tensor, labels: Tensor, signal: TeacherSignal, w: Weights, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The same for a signal of every class, by a few tensors of the rows' size."""
     slope = _cap_(z, w)
     t = w.temperature
@@ -157,9 +162,13 @@ def dense_rows_(z: Tensor, labels: Tensor, signal: TeacherSignal, w: Weights) ->
     plain = student if t == 1 else torch.log_softmax(z * t, dim=-1)
     hard = -plain.gather(1, labels[:, None]).squeeze(1)
     # Of a target that adds up to 1 - ε the gradient still adds up to 0.
-    torch.mul(student.exp(), mass.sum(dim=-1, keepdim=True), out=z).sub_(mass).mul_(w.of_soft)
-    z.add_(plain.exp(), alpha=w.of_hard)
-    z.scatter_add_(1, labels[:, None], torch.full_like(hard, -w.of_hard)[:, None])
+    a, h = w.of_parts(kept)
+    torch.mul(student.exp(), mass.sum(dim=-1, keepdim=True), out=z).sub_(mass).mul_(a)
+    if isinstance(h, Tensor):
+        z.addcmul_(plain.exp(), h)
+    else:
+        z.add_(plain.exp(), alpha=h)
+    z.scatter_add_(1, labels[:, None], -h * torch.ones_like(hard)[:, None])
     if slope is not None:
         z.mul_(slope)
     return hard, soft

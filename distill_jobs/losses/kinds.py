@@ -1,8 +1,4 @@
-"""What a soft loss is, and what the spec makes of one.
-
-Whatever changes the teacher's signal before a loss sees it, as a gate on negative knowledge would, takes a
-``TeacherSignal`` and gives one: its place is in front of ``SoftLoss.__call__``, and no loss knows of it.
-"""
+"""What a soft loss is, and what the spec makes of one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +8,10 @@ from torch import Tensor
 from distill_jobs.errors import SpecError
 from distill_jobs.losses import divergences, soft
 from distill_jobs.losses.cells import make_cells
+from distill_jobs.losses.gates import Gate
 from distill_jobs.losses.standardise import standardise
-from distill_jobs.spec.distill import ForwardKL, LossArguments, Sparse, refusal
+from distill_jobs.spec.base import LossArguments, Sparse
+from distill_jobs.spec.distill import ForwardKL, refusal
 from distill_jobs.store.signal import TeacherSignal
 
 
@@ -57,11 +55,13 @@ class SoftLoss:
         kind: its line of ``LOSSES``.
         arguments: as the spec has them.
         standardise: whether z-scores of the logits are compared in their place.
+        gate: what stands before it. Whoever asks for the loss asks the gate first: it also weighs the hard labels.
     """
 
     kind: Kind
     arguments: LossArguments = field(default_factory=ForwardKL)
     standardise: bool = False
+    gate: Gate = field(default_factory=Gate)
 
     def __call__(
         self, logits: Tensor, signal: TeacherSignal, temperature: float, labels: Tensor | None = None

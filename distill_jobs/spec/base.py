@@ -37,3 +37,18 @@ class OneOf(Part):
     def chosen(self) -> Any:
         """The value of the key that was given."""
         return getattr(self, self.kind)
+
+
+Sparse = Literal["exact", "bucket", "refused"]
+
+
+class LossArguments(Part):
+    """What a soft loss takes: its arguments as fields, with defaults and ranges, and what it asks of a store.
+
+    ``sparse`` says what it makes of a codec that keeps only some classes. ``exact``: draws, where there are any, stand
+    for the others without bias at T = 1. ``bucket``: the others are one class on both sides, a lower bound of the whole
+    loss. ``refused``: it needs every class.
+    """
+
+    needs_labels: ClassVar[bool] = False
+    sparse: ClassVar[Sparse] = "bucket"

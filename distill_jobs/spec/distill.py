@@ -4,23 +4,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from distill_jobs.spec.base import OneOf, Part
+from distill_jobs.spec.base import LossArguments, OneOf, Part, Sparse
+from distill_jobs.spec.gate import NO_GATE, Gate
 from distill_jobs.spec.reading import Mix
 from distill_jobs.spec.teachers import Teachers
-
-Sparse = Literal["exact", "bucket", "refused"]
-
-
-class LossArguments(Part):
-    """What a soft loss takes: its arguments as fields, with defaults and ranges, and what it asks of a store.
-
-    ``sparse`` says what it makes of a codec that keeps only some classes. ``exact``: draws, where there are any, stand
-    for the others without bias at T = 1. ``bucket``: the others are one class on both sides, a lower bound of the whole
-    loss. ``refused``: it needs every class.
-    """
-
-    needs_labels: ClassVar[bool] = False
-    sparse: ClassVar[Sparse] = "bucket"
 
 
 class ForwardKL(LossArguments):
@@ -189,15 +176,17 @@ class Distill(Teachers):
     """``L = (1-alpha)·CE(student, hard) + alpha·T²·KL(teacher_T ‖ student_T)``, or another ``loss`` in the KL's place.
 
     ``temperature`` and ``alpha`` are numbers or schedules, ``{schedule: linear, from: 4, to: 1}``. ``standardise``
-    compares z-scores of the logits, so that the student need not match the teacher's scale. ``mix`` names further
-    stores; the job's own gives the samples that their shares leave. ``teachers`` names several that are mixed row by
-    row. With ``soft_labels: live`` there is no store: the teacher says the same beside the student, in actors.
+    compares z-scores of the logits, so that the student need not match the teacher's scale. ``gate`` spares the student
+    what the teacher gets wrong. ``mix`` names further stores; the job's own gives the samples that their shares leave.
+    ``teachers`` names several that are mixed row by row. With ``soft_labels: live`` there is no store: the teacher says
+    the same beside the student, in actors.
     """
 
     temperature: Temperature = 2.0
     alpha: Alpha = 0.9
     loss: Loss = Loss(forward_kl=ForwardKL())
     standardise: bool = False
+    gate: Gate = NO_GATE
     soft_labels: Literal["store", "live"] = "store"
     mix: tuple[Mix, ...] = ()
 
@@ -209,6 +198,13 @@ class Distill(Teachers):
         return self
 
     @model_validator(mode="after")
+    def _gate_fits(self) -> Self:
+        clash = self.gate.clash(self.loss.kind, self.standardise)
+        if clash:
+            raise ValueError(clash)
+        return self
+
+    @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.mix and self.teachers:
             raise ValueError("mix adds rows and teachers adds what is said of rows: give one of them")
@@ -217,6 +213,10 @@ class Distill(Teachers):
                 f"soft_labels live asks the job's own teacher only: remove {'mix' if self.mix else 'teachers'}"
             )
         return self
+
+    def refusal(self, codec: str, arguments: dict[str, Any], classes: int | None = None) -> str | None:
+        """Why a store of this codec, and of so many classes, can't serve loss and gate; None where it can."""
+        return self.loss.refusal(codec) or self.gate.refusal(codec, arguments, classes)
 
     @property
     def follows_learning_rate(self) -> bool:
@@ -233,4 +233,4 @@ class Distill(Teachers):
             tree["by_label"] = self.by_label
         if self.soft_labels == "live":
             tree["soft_labels"] = "live"
-        return tree | ({"standardise": True} if self.standardise else {})
+        return tree | ({"standardise": True} if self.standardise else {}) | self.gate.inputs()

@@ -64,7 +64,7 @@ class Job(Part):
     @model_validator(mode="after")
     def _loss_fits(self) -> Self:
         codec = self.capture.codec
-        refused = self.distill.loss.refusal(codec.kind) if codec else None
+        refused = self.distill.refusal(codec.kind, codec.chosen.model_dump()) if codec else None
         if refused:
             raise ValueError(refused)
         if self.distill.follows_learning_rate and self.student.train.schedule == "constant":

@@ -59,7 +59,7 @@ class Loop:
         self.arm, self.engine, self.rank, self.steps, self.keeper = arm, engine, rank, steps, keeper
         self.train, self.validation = train, validation
         self.order = train.order(arm.seed)
-        self.score = BatchLoss(engine, make_loss(arm.loss, arm.standardise), train.facts.targets, head)
+        self.score = BatchLoss(engine, make_loss(arm.loss, arm.standardise, arm.gate), train.facts.targets, head)
         self.progress = Progress()
         self.step = self.consumed = 0
         self._waited = 0  # looks at the validation split since the best one
@@ -159,18 +159,19 @@ class Loop:
         mine = [float(sum(micro.positions for micro in micros)), float(sum(micro.tokens for micro in micros)), errand]
         total, tokens, asked = self._sum(mine)
         self._errand = Errand(int(asked))
-        sums = torch.zeros(3, dtype=torch.float64, device=self.rank.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.rank.device)
         for number, micro in enumerate(micros, 1):
             parts = self.score(micro.batch, micro.signal, *self._weights(step))
             # The engine averages over ranks and micro-batches, which hold unequally many scored positions: the
             # weight makes it the mean over all positions of the step, as the convention says.
             weight = parts.positions * len(micros) * self.rank.world_size / max(1.0, total)
             self.engine.backward(parts.total * weight)
-            sums += torch.stack([parts.total.detach(), parts.hard, parts.soft]).double() * parts.positions
+            gated = torch.zeros_like(parts.hard) if parts.gated is None else parts.gated
+            sums += torch.stack([parts.total.detach(), parts.hard, parts.soft, gated]).double() * parts.positions
             if number < len(micros):
                 self.engine.step()
         # On a GPU this waits for it, where the engine's own look at the losses would do so in the next line.
-        loss, hard, soft = (each / max(1.0, total) for each in self._sum(sums.tolist()))
+        loss, hard, soft, gated_share = (each / max(1.0, total) for each in self._sum(sums.tolist()))
         rate = self.engine.learning_rate
         trouble = self._move(loss)
         self.step, self.consumed = step, portion.end
@@ -178,7 +179,8 @@ class Loop:
         self.progress.positions += int(total)
         self.pace.add(total, tokens, time.perf_counter() - started, self._reader.waited - waited)
         if trouble is None and (step % self.log_every == 0 or step == self.steps):
-            self._log({"loss": loss, "hard": hard, "soft": soft, "learning_rate": rate})
+            learnt = {"loss": loss, "hard": hard, "soft": soft, "learning_rate": rate}
+            self._log(learnt | ({"gated": gated_share} if self.arm.gated else {}))
         return portion, trouble
 
     def _move(self, loss: float) -> Trouble | None:

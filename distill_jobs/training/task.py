@@ -7,6 +7,7 @@ from cluster.files import Folder
 from distill_jobs.spec import Lora, Model, Train
 from distill_jobs.spec.capture import Capture
 from distill_jobs.spec.distill import Loss, Moving, greatest
+from distill_jobs.spec.gate import Gate
 from distill_jobs.spec.reading import Mix, Reading
 from distill_jobs.spec.teachers import Teachers
 
@@ -15,7 +16,8 @@ from distill_jobs.spec.teachers import Teachers
 class Arm:
     """One model trained once: the teacher, or the student or the no-teacher baseline with one seed.
 
-    ``alpha`` 0 trains on hard labels alone; then the soft targets aren't read. Without ``loss`` it is the forward KL.
+    ``alpha`` 0 trains on hard labels alone; then the soft targets aren't read. Without ``loss`` it is the forward KL,
+    without ``gate`` the teacher as it is.
     """
 
     role: str
@@ -29,12 +31,18 @@ class Arm:
     inputs: dict[str, Any]
     loss: Loss | None = None
     standardise: bool = False
+    gate: Gate | None = None
     lora: Lora | None = None
 
     @property
     def reads_soft(self) -> bool:
         """Whether the teacher's soft targets count at some step."""
         return greatest(self.alpha) > 0
+
+    @property
+    def gated(self) -> bool:
+        """Whether a gate stands before the soft targets."""
+        return self.gate is not None and self.gate.none is None and self.reads_soft
 
     @property
     def name(self) -> str:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from cluster.engine import resolve_precision
-from distill_jobs.losses.fused import OutputHead, fused_loss
+from distill_jobs.losses.fused import fused_loss
+from distill_jobs.losses.fused_task import OutputHead
 from distill_jobs.store.codecs.hybrid import HybridCodec
 from distill_jobs.store.draws import uniforms
 from distill_jobs.store.signal import TeacherSignal

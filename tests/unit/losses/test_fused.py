@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distill_jobs.errors import VocabularyError
-from distill_jobs.losses import LOSSES, LossParts, SoftLoss, distillation_loss
-from distill_jobs.losses.fused import OutputHead, fused_loss
+from distill_jobs.losses import LOSSES, LossParts, SoftLoss, distillation_loss, make_loss
+from distill_jobs.losses.fused import fused_loss
+from distill_jobs.losses.fused_task import OutputHead
+from distill_jobs.spec.gate import Gate
 from distill_jobs.store.codecs import Codec
 from distill_jobs.store.codecs.dense import DenseCodec
 from distill_jobs.store.codecs.hybrid import HybridCodec
@@ -34,9 +36,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def make_signal(codec: Codec, rows: int = N, classes: int = C, scale: float = 2.0) -> TeacherSignal:
+def make_signal(
+    codec: Codec, rows: int = N, classes: int = C, scale: float = 2.0, gold: Tensor | None = None
+) -> TeacherSignal:
     logits = scale * torch.randn(rows, classes)
-    return codec.decode(codec.encode(logits, logits.argmax(-1), uniforms(0, torch.arange(rows), 1)), classes)
+    right = logits.argmax(-1) if gold is None else gold
+    return codec.decode(codec.encode(logits, right, uniforms(0, torch.arange(rows), 1)), classes)
 
 
 def make_head(bias: bool = False, dtype: torch.dtype = torch.float64, **post: float) -> OutputHead:
@@ -251,7 +256,8 @@ def test_not_finite_logits_reach_the_caller() -> None:
         assert not torch.isfinite(fused_loss(hidden, make_head(), torch.arange(N), signal, alpha, 1.0).total)
 
 
-def test_no_tensor_of_all_positions_and_classes() -> None:
+@pytest.mark.parametrize("gate", ["none", "revise", "selective"])
+def test_no_tensor_of_all_positions_and_classes(gate: str) -> None:
     """The largest tensor that is ever made is the weight's gradient, or the chunk's buffer."""
     rows, classes = 900, 2000
     largest = []
@@ -266,5 +272,6 @@ def test_no_tensor_of_all_positions_and_classes() -> None:
     signal = make_signal(TopKCodec(5), rows, classes)
     hidden, labels = torch.randn(rows, H, requires_grad=True), torch.randint(0, classes, (rows,))
     with Watch():
-        fused_loss(hidden, head, labels, signal, 0.5, 2.0, chunk=50).total.backward()
+        soft = make_loss(gate=Gate.model_validate(gate))
+        fused_loss(hidden, head, labels, signal, 0.5, 2.0, soft, chunk=50).total.backward()
     assert max(largest) <= 4 * classes * 50

@@ -10,6 +10,7 @@ from test_spec import tree
 from distill_jobs.errors import SpecError
 from distill_jobs.spec import Distill, parse_job
 from distill_jobs.spec.distill import AlphaSchedule, TemperatureSchedule
+from distill_jobs.spec.gate import Drop
 
 
 def parse(**values: Any) -> Distill:
@@ -118,3 +119,42 @@ def test_a_codec_that_serves() -> None:
         assert parse_job(tree(distill__loss="mse", capture__codec=codec)).distill.loss.kind == "mse"
     with pytest.raises(ValidationError, match=r"the job's own store at least 0\.001"):
         parse(mix=[{"store": "a", "share": 0.5}, {"store": "b", "share": 0.5}])
+
+
+def test_a_gate_is_digested_and_none_is_not() -> None:
+    assert parse(gate="none").inputs() == parse().inputs()
+    assert parse(gate={"none": {}}) == parse() and parse(gate="swap").gate.swap is not None
+    assert parse(gate="swap").inputs()["gate"] == {"name": "swap"}
+    assert parse(gate="revise").inputs() == parse(gate={"revise": {"eta": 0.8}}).inputs()
+    assert parse(gate={"selective": {"k": 3}}).inputs()["gate"] == {"name": "selective", "k": 3, "rejected": 0.0}
+
+
+def test_what_counts_as_confidently_wrong_goes_by_the_task() -> None:
+    left_out, given = parse(gate="drop").gate, parse(gate={"drop": {"confidence": 0.6}}).gate
+    assert left_out.of("classification").drop == Drop(confidence=0.9, gold=1.0, entropy=None)
+    assert left_out.of("causal_lm").drop == Drop(confidence=0.0, gold=0.001, entropy=1.0)
+    assert given.of("causal_lm").drop == Drop(confidence=0.6, gold=0.001, entropy=1.0)
+
+
+@pytest.mark.parametrize(
+    ("distill", "codec", "said"),
+    [
+        ({"gate": "rld", "loss": "reverse_kl"}, None, "rld is a loss of its own and leaves no place for loss reverse"),
+        ({"gate": "revise", "standardise": True}, None, "which standardise takes out: give one of them"),
+        ({"gate": {"rld": {"alpha": 0, "beta": 0}}}, None, "rld with alpha 0 and beta 0 is no loss"),
+        ({"gate": {"drop": {"confidence": 2}}}, None, "distill.gate.drop.confidence: Input should be less than"),
+        ({"gate": {"selective": {"k": 9}}}, {"topk": {"k": 8}}, "9 likeliest classes, but capture.codec topk keeps 8"),
+        ({"gate": {"selective": {"k": 2}}}, {"sampled": {}}, "capture.codec sampled keeps 1 of them"),
+        ({"gate": {"swop": {}}}, None, "unknown key distill.gate.swop; did you mean swap?"),
+    ],
+)
+def test_gates_that_do_not_fit_are_refused(distill: dict[str, Any], codec: dict[str, Any] | None, said: str) -> None:
+    spec = {**tree(), "distill": distill, **({"capture": {"codec": codec}} if codec else {})}
+    with pytest.raises(SpecError, match=said):
+        parse_job(spec)
+
+
+def test_a_gate_that_stops_nothing_is_refused_once_the_classes_are_known() -> None:
+    spec = parse(gate={"selective": {"k": 2}})
+    assert "stops nothing among 2 classes" in str(spec.refusal("dense", {}, 2))
+    assert spec.refusal("dense", {}, 3) is None and spec.refusal("hybrid", {"head": 4, "draws": 2}, 3) is None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,11 +74,14 @@ def one_rank() -> Iterator[None]:
 
 
 @contextmanager
-def training(train: Source, folder: Path, validation: Source | None = None, **spec: Any) -> Iterator[Loop]:
-    """A loop that is ready to run, with a keeper in ``folder``."""
+def training(
+    train: Source, folder: Path, validation: Source | None = None, taught: dict[str, Any] | None = None, **spec: Any
+) -> Iterator[Loop]:
+    """A loop that is ready to run, with a keeper in ``folder``; a baseline's, but for what ``taught`` says."""
     options = {"steps": 24, "batch_size": BATCH, "micro_batch": 4, "learning_rate": 0.05, "precision": "fp32"} | spec
     what = Train.model_validate({"checkpoint": {"every_steps": 4}, **options})
     arm = Arm("baseline", 5, Folder(str(folder)), MODEL, what, 0.0, 1.0, "digest", {})
+    arm = replace(arm, **(taught or {}))
     rank, steps = Said(), what.steps or 0
     torch.manual_seed(0)
     engine = Engine(build_model(MODEL, FACTS, seed=5), what.engine(steps, 1, "fp32"), "cpu")

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_cases import BATCH, ROWS, Said, one_rank, rows, training
+from loop_cases import BATCH, FACTS, ROWS, Said, one_rank, rows, training
 
 from distill_jobs.errors import TrainingError
+from distill_jobs.spec.gate import Gate
+from distill_jobs.store.codecs.dense import DenseCodec
+from distill_jobs.store.signal import TeacherSignal
 from distill_jobs.training.guard import FEWEST
 from distill_jobs.training.loop import Loop
+from distill_jobs.training.source import Columns, Source
 from distill_jobs.training.validation import validation_loss
 
 BAD_ROW = 41
@@ -185,3 +189,29 @@ def test_a_state_taken_in_mid_run_goes_on_to_the_same_weights(tmp_path: Path) ->
         assert 0 < loop.step < loop.steps and loop.omitted.rows == [BAD_ROW]
         loop.run()
         assert torch.equal(weights(loop), whole) and bad_steps(loop) == events
+
+
+def test_the_history_tells_the_share_of_gated_positions(tmp_path: Path) -> None:
+    """A teacher who always says the first class is wrong about all others."""
+    source = rows()
+
+    def says_a(columns: Columns, _: Any, __: torch.Tensor) -> TeacherSignal:
+        logits = torch.tensor([[3.0, 0.0, 0.0]]).expand(len(columns["label"]), -1)
+        codec, gold = DenseCodec(), torch.from_numpy(columns["label"])
+        return codec.decode(codec.encode(logits, gold), 3)
+
+    train = Source(FACTS, source.rows, source.columns, says_a)
+    wrong = float((source.columns(np.arange(source.rows))["label"] != 0).mean())
+    losses = {}
+    for name in ("none", "drop"):
+        gate = Gate.model_validate(name).of("classification")
+        taught = {"role": "student", "alpha": 0.9, "temperature": 2.0, "gate": gate}
+        with training(train, tmp_path / name, taught=taught) as loop:
+            loop.run()
+            entries = [entry for entry in loop.progress.history if "hard" in entry]
+        shares = [entry["gated"] for entry in entries if "gated" in entry]
+        assert len(shares) == (0 if name == "none" else loop.steps)
+        # Three epochs of 64 rows in 24 batches of 8.
+        assert name == "none" or float(np.mean(shares)) == pytest.approx(wrong, abs=1e-6)
+        losses[name] = entries[-1]["hard"]
+    assert losses["drop"] < losses["none"], "what the teacher gets wrong is learnt from the labels"
