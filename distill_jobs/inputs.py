@@ -53,7 +53,8 @@ def inputs_of(job: Job) -> Inputs:
         mix["taught"] = [sha256(Folder(one.store), MANIFEST) for one in job.distill.teachers if one.store is not None]
     for seed in job.seeds:
         own = {**student, **mix, "seed": seed}
-        inputs[f"student/{seed}"] = {**own, "capture": digest(capture), **flatten(job.distill.inputs(), "distill")}
+        for role, distill in job.taught.items():
+            inputs[f"{role}/{seed}"] = {**own, "capture": digest(capture), **flatten(distill.inputs(), "distill")}
         inputs[f"baseline/{seed}"] = {**own, "prepare": digest(prepare), **start}
     arms = {name: digest(values) for name, values in inputs.items() if "/" in name}
     inputs["evaluate"] = {**code, **arms, "teacher": digest(teacher), **flatten(tree["evaluate"], "evaluate")}
@@ -78,31 +79,31 @@ def teacher_arm(job: Job, inputs: Inputs) -> Arm:
 
 
 def arms_of(job: Job, inputs: Inputs) -> list[Arm]:
-    """The students and baselines of a job, one pair a seed."""
-    workdir = Folder(job.workdir)
-    arms = []
-    for seed in job.seeds:
-        for role, alpha in (("student", job.distill.alpha), ("baseline", 0.0)):
-            own = inputs[f"{role}/{seed}"]
-            arms.append(
-                Arm(
-                    role=role,
-                    seed=seed,
-                    folder=workdir / role / str(seed),
-                    model=job.student.model,
-                    lora=job.student.lora,
-                    train=job.student.train,
-                    alpha=alpha,
-                    temperature=job.distill.temperature,
-                    loss=job.distill.loss,
-                    standardise=job.distill.standardise,
-                    # A baseline has no teacher to be spared of.
-                    gate=job.distill.gate.of(job.task) if role == "student" else None,
-                    digest=digest(own),
-                    inputs=own,
-                )
-            )
-    return arms
+    """All models of a job that are no teacher: a student and a baseline a seed, then the arms that compare gates."""
+    pairs = [(seed, role) for seed in job.seeds for role in ("student", "baseline")]
+    compared = [(seed, role) for role in job.taught if role != "student" for seed in job.seeds]
+    return [_arm(job, inputs, seed, role) for seed, role in pairs + compared]
+
+
+def _arm(job: Job, inputs: Inputs, seed: int, role: str) -> Arm:
+    # A baseline has no teacher to be spared of.
+    taught = job.taught.get(role)
+    own = inputs[f"{role}/{seed}"]
+    return Arm(
+        role=role,
+        seed=seed,
+        folder=Folder(job.workdir) / role / str(seed),
+        model=job.student.model,
+        lora=job.student.lora,
+        train=job.student.train,
+        alpha=taught.alpha if taught else 0.0,
+        temperature=job.distill.temperature,
+        loss=job.distill.loss,
+        standardise=job.distill.standardise,
+        gate=taught.gate.of(job.task) if taught else None,
+        digest=digest(own),
+        inputs=own,
+    )
 
 
 def statuses_of(job: Job, inputs: Inputs, stage: str) -> list[Status]:

@@ -215,7 +215,7 @@ def _live_teacher(records: list[dict[str, Any]]) -> Usage:
 
 def _check_loss(job: Job, codec: dict[str, Any], classes: int) -> None:
     """Refuse a loss or gate that a store of this codec can't serve: codec and classes may be known only now."""
-    refused = job.distill.refusal(str(codec["name"]), codec, classes)
+    refused = job.refusal(str(codec["name"]), codec, classes)
     if refused:
         raise SpecError(refused)
 

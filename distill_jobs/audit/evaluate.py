@@ -27,7 +27,7 @@ def evaluate(
     """Score every model on every held-out row, time one of each kind, and write ``evaluation.json``.
 
     Args:
-        models: saved models by name: ``teacher``, ``student/<seed>``, ``baseline/<seed>``.
+        models: saved models by name: ``teacher``, and by role and seed those of all arms, as ``student/0``.
 
     Returns:
         the evaluation, and what it used.

@@ -200,7 +200,7 @@ class _Prediction:
     def train(self) -> StageEstimate:
         count = len(self.job.seeds)
         arms = {
-            "student": (count, max(self.rates.student_row_seconds, self._live_row)),
+            "student": (count * len(self.job.taught), max(self.rates.student_row_seconds, self._live_row)),
             "baseline": (count, self.rates.baseline_row_seconds),
         }
         forward = self.rates.student_forward_row_seconds
@@ -214,7 +214,7 @@ class _Prediction:
         return self.rates.capture_row_seconds / max(1, sum(kind.least for kind in self.job.capture.crews))
 
     def evaluate(self) -> StageEstimate:
-        rows, students = self.sizes.test_rows, 2 * len(self.job.seeds)
+        rows, students = self.sizes.test_rows, (1 + len(self.job.taught)) * len(self.job.seeds)
         work = [
             Work("rows by the teacher", rows, self.forward),
             Work("rows by its students", rows * students, self.rates.student_forward_row_seconds),

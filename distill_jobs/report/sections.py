@@ -67,10 +67,11 @@ def costs(entries: list[dict[str, Any]], total: dict[str, Any]) -> Table:
 
 def price_note(found: Artifacts) -> str:
     """The prices behind the money, and what a run without the comparison would have cost."""
-    control = [e for e in found.entries if e["stage"].split("/")[0] in ("baseline", "evaluate")]
+    control = [e for e in found.entries if e["stage"].startswith(("baseline/", "gate-", "evaluate"))]
+    others = ", the arms with other gates" if any(e["stage"].startswith("gate-") for e in control) else ""
     spent = (found.total or {}).get("usd", 0.0)
     told = (
-        f"Without the baseline and the evaluation, which are there to compare: "
+        f"Without the baseline{others} and the evaluation, which are there to compare: "
         f"{words.money(max(0.0, spent - sum(e['usd'] for e in control)))}. "
     )
     try:

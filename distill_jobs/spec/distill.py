@@ -214,6 +214,10 @@ class Distill(Teachers):
             )
         return self
 
+    def behind(self, gate: Gate) -> "Distill":
+        """The same in all but the gate."""
+        return self.model_copy(update={"gate": gate})
+
     def refusal(self, codec: str, arguments: dict[str, Any], classes: int | None = None) -> str | None:
         """Why a store of this codec, and of so many classes, can't serve loss and gate; None where it can."""
         return self.loss.refusal(codec) or self.gate.refusal(codec, arguments, classes)

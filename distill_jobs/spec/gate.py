@@ -137,3 +137,21 @@ class Gate(OneOf):
 
 
 NO_GATE = Gate(none=NoGate())
+
+
+class GateComparison(Part):
+    """What of ``audit`` is about gates; ``Audit`` has this key.
+
+    Each gate named here is trained beside the student, seed by seed, as an arm ``gate-<name>`` that differs from it in
+    the gate alone.
+    """
+
+    gates: tuple[Gate, ...] = ()
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        names = [gate.kind for gate in self.gates]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"gates names {twice} twice: its arms would be one and the same")
+        return self

@@ -1,9 +1,10 @@
 """The whole job: what is distilled from what, and the rules that join the parts."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from distill_jobs.spec.audit import Audit
 from distill_jobs.spec.base import Part
 from distill_jobs.spec.capture import Capture
 from distill_jobs.spec.distill import Distill
@@ -24,6 +25,7 @@ class Job(Part):
     capture: Capture = Capture()
     reading: Reading = Reading()
     evaluate: Evaluate = Evaluate()
+    audit: Audit = Audit()
     costs: Costs = Costs()
     tracking: Tracking = Tracking()
     cluster: Cluster = Cluster()
@@ -64,7 +66,7 @@ class Job(Part):
     @model_validator(mode="after")
     def _loss_fits(self) -> Self:
         codec = self.capture.codec
-        refused = self.distill.refusal(codec.kind, codec.chosen.model_dump()) if codec else None
+        refused = self.refusal(codec.kind, codec.chosen.model_dump()) if codec else None
         if refused:
             raise ValueError(refused)
         if self.distill.follows_learning_rate and self.student.train.schedule == "constant":
@@ -73,3 +75,27 @@ class Job(Part):
                 "constant: choose another for one of them"
             )
         return self
+
+    @model_validator(mode="after")
+    def _gates_fit(self) -> Self:
+        own = self.distill.gate.of(self.task)
+        for gate in self.audit.gates:
+            if gate.of(self.task) == own:
+                raise ValueError(
+                    f"audit.gates names {gate.kind}, which is distill.gate: the student is that arm already"
+                )
+            clash = gate.clash(self.distill.loss.kind, self.distill.standardise)
+            if clash:
+                raise ValueError(f"audit.gates: {clash}")
+        return self
+
+    @property
+    def taught(self) -> dict[str, Distill]:
+        """By role, what all that learn from the teacher learn by: the student, and the arms that compare gates."""
+        arms = {f"gate-{gate.kind}": self.distill.behind(gate) for gate in self.audit.gates}
+        return {"student": self.distill, **arms}
+
+    def refusal(self, codec: str, arguments: dict[str, Any], classes: int | None = None) -> str | None:
+        """Why a store of this codec, and of so many classes, can't serve one of them; None where it can."""
+        found = (distill.refusal(codec, arguments, classes) for distill in self.taught.values())
+        return next((refused for refused in found if refused), None)

@@ -14,7 +14,8 @@ from distill_jobs.spec.teachers import Teachers
 
 @dataclass(frozen=True)
 class Arm:
-    """One model trained once: the teacher, or the student or the no-teacher baseline with one seed.
+    """One model trained once: the teacher, or with one seed the student, the no-teacher baseline, or what is as the
+    student but for its gate (``gate-<name>``).
 
     ``alpha`` 0 trains on hard labels alone; then the soft targets aren't read. Without ``loss`` it is the forward KL,
     without ``gate`` the teacher as it is.
@@ -46,7 +47,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """The name of its run in MLflow: ``teacher``, ``student/<seed>`` or ``baseline/<seed>``."""
+        """The name of its run in MLflow: ``teacher``, or role and seed as in ``student/0``, ``gate-drop/0``."""
         return self.role if self.role == "teacher" else f"{self.role}/{self.seed}"
 
 

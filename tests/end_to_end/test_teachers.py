@@ -51,7 +51,9 @@ def test_store_and_live_side_by_side(stored: Path, digits: Path, distill: Distil
 
 def test_two_teachers(stored: Path, digits: Path, distill: Distill, tmp_path: Path) -> None:
     teachers = [{"weight": 1.0}, {"store": str(stored / "store"), "slices": {"ink": {"bold": 3.0}}}]
-    changes = {"teacher__seed": 5, "distill__teachers": teachers, "distill__by_label": "right"}
+    """And behind another gate beside the student, which is left out of the student's own summary."""
+    compared = {"audit": {"gates": ["swap"]}}
+    changes = {"teacher__seed": 5, "distill__teachers": teachers, "distill__by_label": "right", **compared}
     spec = write_spec(tmp_path / "job.yaml", small(digits, tmp_path / "work", **changes))
     done = distill("run", spec, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,7 +61,13 @@ def test_two_teachers(stored: Path, digits: Path, distill: Distill, tmp_path: Pa
     student, baseline = (read(work / arm / "0" / "stage.json")["inputs"] for arm in ("student", "baseline"))
     assert student["distill.by_label"] == "right" and len(student["taught"]) == 1 == len(baseline["taught"])
     assert "distill.teachers" not in baseline
-    assert read(work / "evaluation.json")["models"]["student/0"]["accuracy"] > 0.5
+    evaluation, entries = read(work / "evaluation.json"), read(work / "ledger.json")["entries"]
+    assert all(evaluation["models"][arm]["accuracy"] > 0.5 for arm in ("student/0", "gate-swap/0"))
+    assert len(evaluation["summary"]["student"]["seeds"]) == 1
+    assert "gate-swap/0" in {entry["stage"] for entry in entries}
+    gated = [step["gated"] for step in read(work / "gate-swap" / "0" / "history.json") if "gated" in step]
+    assert gated and all(0 <= share <= 1 for share in gated)
+    assert not any("gated" in step for step in read(work / "student" / "0" / "history.json"))
     other = small(digits, tmp_path / "other", **{**changes, "distill__teachers": [{}, {"store": str(tmp_path)}]})
     refused = distill("train", write_spec(tmp_path / "other.yaml", other), timeout=600)
     said = refused.stdout + refused.stderr
