@@ -14,6 +14,24 @@ from distill_jobs.errors import DataError
 STAGE_FOLDERS = {"prepare": "data", "teacher": "teacher", "capture": "store", "evaluate": "evaluation"}
 
 
+FILES = {
+    "data": "data/manifest.json",
+    "plan": "store/plan.json",
+    "store": "store/manifest.json",
+    "fidelity": "store/fidelity.json",
+    "negative": "store/negative.json",
+    "evaluation": "evaluation.json",
+    "audit": "audit.json",
+    "verdict": "verdict.json",
+    "foreseen": "plan.json",
+    "alternatives": "alternatives.json",
+    "trials": "tune/trials.json",
+    "surface": "tune/surface.json",
+    "importance": "tune/importance.json",
+}
+"""Attributes of ``Artifacts`` that are each a file of JSON. ``foreseen`` is the plan of the costs."""
+
+
 @dataclass
 class Artifacts:
     """The committed files of a workdir, as plain values; None or empty where there is none.
@@ -33,6 +51,14 @@ class Artifacts:
     store: dict[str, Any] | None = None
     fidelity: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
+    audit: dict[str, Any] | None = None
+    negative: dict[str, Any] | None = None
+    verdict: dict[str, Any] | None = None
+    foreseen: dict[str, Any] | None = None
+    alternatives: dict[str, Any] | None = None
+    trials: dict[str, Any] | None = None
+    surface: dict[str, Any] | None = None
+    importance: dict[str, Any] | None = None
     entries: list[dict[str, Any]] = field(default_factory=list)
     total: dict[str, Any] | None = None
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -50,11 +76,8 @@ def collect(workdir: Folder) -> Artifacts:
             found.spec = tree if isinstance(tree, dict) else {}
         except (FileError, UnicodeDecodeError, yaml.YAMLError):
             found.damaged.append("spec.yaml")
-    found.data = _mapping(workdir, "data/manifest.json", found.damaged)
-    found.plan = _mapping(workdir, "store/plan.json", found.damaged)
-    found.store = _mapping(workdir, "store/manifest.json", found.damaged)
-    found.fidelity = _mapping(workdir, "store/fidelity.json", found.damaged)
-    found.evaluation = _mapping(workdir, "evaluation.json", found.damaged)
+    for name, file in FILES.items():
+        setattr(found, name, _mapping(workdir, file, found.damaged))
     try:
         ledger = Ledger(workdir)
         found.entries = [entry.as_dict() for entry in ledger.entries()]

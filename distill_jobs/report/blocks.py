@@ -11,7 +11,8 @@ from markupsafe import Markup
 class Table:
     """A heading for each column, and rows of text; the first column names the row. ``last`` sets off the last row.
 
-    ``kind``: classes of the style sheet: ``text`` for cells that wrap, ``mono`` for digests in the third column.
+    ``kind``: classes of the style sheet: ``text`` for cells that wrap, ``mono`` for digests in the third column,
+    ``labels`` where the last column holds words.
     """
 
     kinds: ClassVar[str] = "table"
@@ -51,11 +52,11 @@ class Points:
 
 @dataclass(frozen=True)
 class Folded:
-    """Long text that stays folded until it is asked for."""
+    """A long table, or text as it is, that stays folded until it is asked for."""
 
     kinds: ClassVar[str] = "folded"
     title: str
-    text: str
+    inside: "Table | str"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,22 @@ class Row:
     kind: str = ""
 
 
-Block = Table | Facts | Text | Points | Folded | Chart | Legend | Row
+@dataclass(frozen=True)
+class Answer:
+    """A verdict: the answer in a word or two, the sentence, the reasons with where each stands, and what speaks
+    against it. ``tone`` is a class of the style sheet."""
+
+    kinds: ClassVar[str] = "answer"
+    word: str
+    goal: str
+    sentence: str
+    reasons: Sequence[tuple[str, str]]
+    against: tuple[str, str] | None
+    then: str | None
+    tone: str = ""
+
+
+Block = Answer | Table | Facts | Text | Points | Folded | Chart | Legend | Row
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from distill_jobs.report import charts, fidelity, findings, sections, training
+from distill_jobs.report import (
+    bias,
+    ceiling,
+    charts,
+    fidelity,
+    findings,
+    gates,
+    negative,
+    sections,
+    training,
+    tuned,
+    verdict,
+)
 from distill_jobs.report.artifacts import Artifacts
 from distill_jobs.report.blocks import Block, Chart, Facts, Folded, Legend, Part, Row, Section, Text, attempt
 
@@ -12,13 +24,14 @@ Blocks = Sequence[Block | None]
 
 def head(found: Artifacts, damaged: list[str]) -> list[Block]:
     """What comes first: the verdict, and until there is one what the evaluation says."""
-    told = None
-    evaluation = found.evaluation
-    if evaluation is not None:
-        told = attempt("evaluation.json", lambda: findings.finding(evaluation), damaged)
-    if told is None:
+    judged, evaluation = found.verdict, found.evaluation
+    told = attempt("verdict.json", lambda: verdict.answer(judged), damaged) if judged is not None else None
+    if told is not None:
+        return [told]
+    said = attempt("evaluation.json", lambda: findings.finding(evaluation), damaged) if evaluation is not None else None
+    if said is None:
         return [Text("Not evaluated yet, so there is nothing to say about what the teacher was worth.", "finding")]
-    return [Text(told.sentence, f"finding {told.verdict}")]
+    return [Text(said.sentence, f"finding {said.verdict}")]
 
 
 def sections_of(found: Artifacts, statistics: dict[str, Any]) -> list[Section]:
@@ -33,7 +46,7 @@ def sections_of(found: Artifacts, statistics: dict[str, Any]) -> list[Section]:
         Section(
             "Quality on held-out rows",
             "quality",
-            [Part("evaluation.json", lambda: _quality(found))],
+            [Part("evaluation.json", lambda: _quality(found)), Part("audit.json", lambda: _ceiling(found))],
             ("Teacher, student and baseline have not been evaluated", "evaluate"),
         ),
         Section(
@@ -42,7 +55,25 @@ def sections_of(found: Artifacts, statistics: dict[str, Any]) -> list[Section]:
             [Part("history.json", lambda: _curves(found)), Part("history.json", lambda: _training(found))],
             ("Nothing has been trained", "train"),
         ),
-        Section("Slices", "slices", [Part("evaluation.json", lambda: _slices(found))]),
+        Section(
+            "Tuning",
+            "tuning",
+            [Part("tune/trials.json", lambda: _tuning(found))],
+        ),
+        Section(
+            "Slices and bias",
+            "bias",
+            [Part("evaluation.json", lambda: _slices(found)), Part("audit.json", lambda: _bias(found))],
+        ),
+        Section(
+            "The teacher's mistakes",
+            "negative",
+            [
+                Part("store/negative.json", lambda: _stored_mistakes(found)),
+                Part("audit.json", lambda: _mistakes(found)),
+                Part("audit.json", lambda: _gates(found)),
+            ],
+        ),
         Section(
             "The logit store",
             "store",
@@ -101,6 +132,33 @@ def _quality(found: Artifacts) -> Blocks:
             "faint",
         ),
     ]
+
+
+def _ceiling(found: Artifacts) -> Blocks:
+    return [] if found.audit is None else ceiling.blocks(found.audit)
+
+
+def _tuning(found: Artifacts) -> Blocks:
+    return [] if found.trials is None else tuned.blocks(found.trials, found.surface, found.importance)
+
+
+def _bias(found: Artifacts) -> Blocks:
+    if found.audit is None or not found.audit["bias"]["columns"]:
+        return []
+    return [Text("Where gaps between groups come from", "heading"), *bias.blocks(found.audit["bias"])]
+
+
+def _stored_mistakes(found: Artifacts) -> Blocks:
+    train = found.negative or (found.audit or {}).get("negative", {}).get("train")
+    return [] if train is None else negative.stored(train)
+
+
+def _mistakes(found: Artifacts) -> Blocks:
+    return [] if found.audit is None else negative.taken_over(found.audit["negative"])
+
+
+def _gates(found: Artifacts) -> Blocks:
+    return [] if found.audit is None else gates.blocks(found.audit)
 
 
 def _slices(found: Artifacts) -> Blocks:
