@@ -120,3 +120,8 @@ def dollars(value: float) -> str:
     if size >= 1000:
         return f"{sign}${count(size) if size >= 1e4 else f'{size:,.0f}'}"
     return f"{sign}${size:.3g}" if size == 0 or size >= 1e-4 else f"{sign}${size:.0e}"
+
+
+def significant(value: float) -> str:
+    """Three significant digits, however small."""
+    return f"{value:.3g}" if value and abs(value) < 1e-3 else _three(value)

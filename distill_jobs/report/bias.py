@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill_jobs.report.blocks import Block, Chart, Folded, Row, Table, Text
-from distill_jobs.report.estimates import ARMS, Say, flat, less_noise, number, pp, series, share, signed, told
+from distill_jobs.report.estimates import ARMS, Say, flat, less_noise, number, pp, series, share, signed, told, unsigned
 from distill_jobs.report.live import chart
 from distill_jobs.report.plot import Axis, Mark, Plot
 
@@ -24,8 +24,8 @@ def blocks(bias: dict[str, Any]) -> Sequence[Block | None]:
     return [
         Text(comes_to(bias, len(judged)), "finding"),
         Text(over(bias["limit"]), "warning") if bias["limit"] and bias["limit"]["over"] else None,
-        Row([picture(judged[:_SHOWN], len(judged))]) if judged else None,
-        gap_table(judged),
+        Row([picture(judged[:_SHOWN], len(judged))], "wide") if judged else None,
+        Folded("All gaps that were judged, with intervals and labels", gap_table(judged)) if judged else None,
         differences(bias),
         Folded("Every measure of every group", groups(bias)),
         Folded("Gaps that were not judged, and why", unjudged(flagged)) if flagged else None,
@@ -66,7 +66,7 @@ def picture(gaps: Sequence[dict[str, Any]], of: int) -> Chart:
         drawn,
         "; ".join(text for each in drawn for text in each.told),
         height=0.9 + 0.34 * len(gaps),
-        width=8.0,
+        wide=True,
         marks=[Mark("x", 0.0)],
     )
     some = f" The {len(gaps)} of {of} that matter most." if of > len(gaps) else ""
@@ -93,7 +93,7 @@ def differences(bias: dict[str, Any]) -> Table:
     rows = []
     for column, each in bias["columns"].items():
         for name, found in each["differences"].items():
-            say = signed if name.startswith("nll") else pp
+            say = number if name.startswith("nll") else unsigned
             cells = [told(less_noise(found[role]), say) for role in ARMS]
             rows.append([f"{column}: {name.replace('_', ' ')}", *cells, found["label"]])
     return Table(["largest difference, debiased", *ARMS, "label of the widest"], rows, kind="labels")

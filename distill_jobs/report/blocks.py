@@ -81,7 +81,7 @@ class Legend:
 
 @dataclass(frozen=True)
 class Row:
-    """Blocks side by side where there is room. ``kind``: ``three`` for narrow ones."""
+    """Blocks side by side where there is room. ``kind``: ``three`` for narrow ones, ``wide`` for one alone."""
 
     kinds: ClassVar[str] = "row"
     blocks: Sequence["Block | None"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from distill_jobs import words
 from distill_jobs.report.blocks import Block, Chart, Points, Row, Table, Text, without_empty
-from distill_jobs.report.estimates import ARMS, flat, less_noise, number, reasons, series, share, told
+from distill_jobs.report.estimates import ARMS, flat, less_noise, number, pp, reasons, series, share, signed, told
 from distill_jobs.report.live import chart
 from distill_jobs.report.plot import Axis, Mark, Plot, Series
 from distill_jobs.report.svg import MARKER, ROLE
@@ -38,8 +38,9 @@ def contrasts(found: dict[str, Any]) -> Chart:
     """What lies between the arms, with intervals against nothing; positive is better."""
     language = found["metric"] == "perplexity"
     scale, unit = (1.0, "nats a token") if language else (100.0, "percentage points")
+    say = signed if language else pp
     names = list(_CONTRASTS.values())
-    rows = [(i, found[key], f"{names[i]}: {flat(found[key], _gain(found))}") for i, key in enumerate(_CONTRASTS)]
+    rows = [(i, found[key], f"{names[i]}: {flat(found[key], say, unit)}") for i, key in enumerate(_CONTRASTS)]
     plot = Plot(
         "contrasts",
         "What lies between them",
@@ -78,7 +79,7 @@ def table(found: dict[str, Any], calibration: dict[str, Any]) -> Table:
     """Every arm by every measure, intervals below the numbers."""
     metric = found["metric"]
     rows = []
-    for role, arm in found["arms"].items():
+    for role, arm in in_order(found["arms"]):
         rows.append(
             [
                 role,
@@ -97,7 +98,7 @@ def table(found: dict[str, Any], calibration: dict[str, Any]) -> Table:
 def fidelity(found: dict[str, Any]) -> Row:
     """Agreement with the teacher where it is right, and where it is wrong."""
     names = ["where the teacher is right", "where it is wrong"]
-    arms = [role for role in found["arms"] if role != "teacher"]
+    arms = [role for role, _ in in_order(found["arms"]) if role != "teacher"]
     drawn, rows = [], []
     for role in arms:
         pair = [found["arms"][role][name] for name in ("fidelity_right", "fidelity_wrong")]
@@ -128,7 +129,6 @@ def method(found: dict[str, Any]) -> str:
     )
 
 
-def _gain(found: dict[str, Any]) -> Any:
-    if found["metric"] == "perplexity":
-        return lambda value: f"{value:+.4f} nats".replace("-", "−")
-    return lambda value: f"{words.difference('accuracy', value)} percentage points"
+def in_order(arms: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Teacher, student and baseline first, then the gates."""
+    return sorted(arms.items(), key=lambda item: (ARMS.index(item[0]) if item[0] in ARMS else len(ARMS), item[0]))

@@ -12,6 +12,7 @@ from distill_jobs.report import (
     gates,
     negative,
     sections,
+    spending,
     training,
     tuned,
     verdict,
@@ -40,7 +41,10 @@ def sections_of(found: Artifacts, statistics: dict[str, Any]) -> list[Section]:
         Section(
             "Costs",
             "costs",
-            [Part("ledger.json", lambda: _costs(found))],
+            [
+                Part("ledger.json", lambda: _costs(found)),
+                Part("alternatives.json", lambda: _alternatives(found)),
+            ],
             ("No stage has been entered in the ledger", "run"),
         ),
         Section(
@@ -109,14 +113,16 @@ def _costs(found: Artifacts) -> Blocks:
     ]
 
 
+def _alternatives(found: Artifacts) -> Blocks:
+    return [] if found.alternatives is None else spending.alternatives(found.alternatives)
+
+
 def _quality(found: Artifacts) -> Blocks:
     evaluation = found.evaluation
     if evaluation is None:
         return []
     metric, summary = evaluation["metric"], evaluation["summary"]
-    worth = (
-        "The band is the interval of the mean. Where it crosses the dashed line, the gain can't be told from nothing."
-    )
+    worth = "The band is the mean's interval. Where it crosses the dashed line, the gain can't be told from nothing."
     return [
         Row(
             [
@@ -124,7 +130,7 @@ def _quality(found: Artifacts) -> Blocks:
                 Chart(charts.gain(metric, evaluation["better"], summary), "What the teacher was worth", worth),
             ]
         ),
-        sections.quality(evaluation),
+        sections.quality(evaluation, found.audit is None),
         Text(
             "The baseline is the same model with the same start, data and number of steps, trained on hard labels "
             "alone. Log loss and KL are in nats; latency is for one row, throughput for a full batch. Below a mean "

@@ -19,7 +19,7 @@ _SAY = {"number": words.plain, "percent": words.share, "money": words.dollars}
 def draw(plot: Plot) -> Markup:
     """The plot as an ``<svg>`` element."""
     with styled():
-        figure, axes = canvas(plot.height, plot.width)
+        figure, axes = canvas(plot.height)
         if plot.surface is not None:
             _shade(axes, plot.surface)
         for mark in plot.marks:

@@ -25,14 +25,15 @@ def told(estimate: Estimate | None, say: Say) -> str:
     return f"{say(estimate['value'])}\n{say(estimate['low'])} to {say(estimate['high'])}"
 
 
-def flat(estimate: Estimate, say: Say) -> str:
-    """The same in a sentence: ``0.31 (95 % interval 0.12 to 0.50)``."""
+def flat(estimate: Estimate, say: Say, unit: str = "") -> str:
+    """The same in a sentence: ``0.31 nats (95 % interval 0.12 to 0.50)``."""
     if estimate.get("value") is None:
         return f"not known ({estimate.get('why', 'nothing to go by')})"
+    value = f"{say(estimate['value'])}{unit and ' '}{unit}"
     if estimate.get("low") is None or estimate.get("high") is None:
-        return f"{say(estimate['value'])} (no interval)"
+        return f"{value} (no interval)"
     level = words.percent(estimate.get("level", 0.95), 0)
-    return f"{say(estimate['value'])} ({level} interval {say(estimate['low'])} to {say(estimate['high'])})"
+    return f"{value} ({level} interval {say(estimate['low'])} to {say(estimate['high'])})"
 
 
 def less_noise(estimate: Estimate) -> Estimate:
@@ -89,3 +90,8 @@ def number(value: float) -> str:
 def signed(value: float) -> str:
     """Differences of such."""
     return f"{value:+.4f}".replace("-", "−")
+
+
+def unsigned(value: float) -> str:
+    """A difference of rates that can't be negative, in percentage points."""
+    return words.difference("accuracy", value, signed=False)

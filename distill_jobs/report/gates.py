@@ -25,7 +25,7 @@ def blocks(audit: dict[str, Any]) -> Sequence[Block | None]:
     return [
         Text("Gates: what each does to the teacher's mistakes", "heading"),
         Text(halves(rows), "finding"),
-        Row([trade(rows, metric)]),
+        Row([trade(rows, metric)], "wide"),
         table(rows, metric),
         Text(
             "A gate keeps the teacher's mistakes out of the loss; each arm was trained like the student in all else. "
@@ -62,7 +62,7 @@ def trade(rows: Sequence[dict[str, Any]], metric: str) -> Chart:
     x, y = Axis(f"gain over the baseline, {unit}"), Axis("mistakes taken over, points")
     said = "; ".join(text for each in drawn for text in each.told)
     marks = [Mark("y", 0.0), Mark("x", 0.0)]
-    plot = Plot("gates", "What a gate spares and what it costs", x, y, drawn, said, 3.2, 6.0, marks=marks)
+    plot = Plot("gates", "What a gate spares and what it costs", x, y, drawn, said, 3.2, True, marks=marks)
     return chart(plot, caption="Right is better, low is better; the upright lines are 95 % intervals of the excess.")
 
 
@@ -77,7 +77,7 @@ def table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
             told(row.get("transfer_kept"), lambda value: words.percent(value, 0)),
             told(row["negative_transfer_ratio"], number),
             number(row["ece"]["value"]),
-            "\n".join(_gaps(row["bias"])),
+            _widest(row["bias"]),
         ]
         for row in rows
     ]
@@ -89,7 +89,7 @@ def table(rows: Sequence[dict[str, Any]], metric: str) -> Table:
         "transfer kept",
         "transfer ratio",
         "ECE",
-        "bias gaps, points",
+        "widest gap between groups, points",
     ]
     return without_empty(Table(headings, shown))
 
@@ -124,10 +124,11 @@ def _name(row: dict[str, Any]) -> str:
     return "student (no gate)" if row["arm"] == "student" else str(row["arm"]).removeprefix("gate-")
 
 
-def _gaps(bias: dict[str, Any]) -> list[str]:
-    return [
-        f"{column}, {name.replace('_', ' ')} {pp(found['value'])}"
-        for column, each in bias.items()
-        for name, found in each.items()
-        if found.get("value") is not None
+def _widest(bias: dict[str, Any]) -> str:
+    found = [
+        (each["value"], f"{pp(each['value'])}\n{column}, {name.removesuffix('_difference').replace('_', ' ')}")
+        for column, differences in bias.items()
+        for name, each in differences.items()
+        if each.get("value") is not None
     ]
+    return max(found)[1] if found else ""

@@ -6,7 +6,7 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from cluster.files import Folder
 from distill_jobs.report import contents, findings, live, sections
@@ -44,6 +44,7 @@ def lay_out(values: dict[str, Any], head: Sequence[Block], body: Sequence[Made],
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["coded"] = _coded
     template = environment.get_template("page.html.j2")
     style = resources.files(__package__).joinpath("templates/style.css").read_text(encoding="utf-8")
     scripts = live.scripts() if _any_live([*head, *(block for section in body for block in section.blocks)]) else None
@@ -58,6 +59,12 @@ def lay_out(values: dict[str, Any], head: Sequence[Block], body: Sequence[Made],
     )
     # Names come from users' data: signs that no page may hold, and halves of characters, would make it unreadable.
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\ufffd", text.strip() + "\n")
+
+
+def _coded(text: str) -> Markup:
+    """Text in which what stands between backticks is code."""
+    pieces = [escape(piece) for piece in text.split("`")]
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else p for i, p in enumerate(pieces))
 
 
 def _any_live(blocks: Sequence[Any]) -> bool:

@@ -21,9 +21,11 @@ from distill_jobs.report.drawn import draw, offsets, say, short, spread
 from distill_jobs.report.plot import Axis, Mark, Plot, Series
 from distill_jobs.report.svg import GRID, INK, STUDENT, THEME
 
+_NARROW, _WIDE = 30, 60  # letters of a name beside an axis
 _MARKER = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "*": "star"}
 _COLOUR = {**THEME, INK: "var(--ink)"}  # plotly knows no currentColor
 _PIXELS = 96  # CSS pixels in an inch
+_LEGEND = 60  # pixels below the plot, under the axis' title
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,18 @@ def figure(plot: Plot) -> dict[str, Any]:
         corner = {"type": "line", "x0": 0, "y0": 0, "x1": 1, "y1": 1, "layer": "below"}
         lines.append({**corner, "line": {"color": _COLOUR[GRID], "width": 1}})
     named = sum(bool(series.name) for series in plot.series) > 1
+    height = round(plot.height * _PIXELS) + (70 if named else 40)
     layout = {
-        "height": round(plot.height * _PIXELS) + 40,
+        "height": height,
         "margin": {"l": 8, "r": 16, "t": 30, "b": 8},
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "var(--grid)", "activecolor": "var(--faint)"},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": _COLOUR[INK]},
-        "xaxis": _axis(plot.x, upright=False),
-        "yaxis": _axis(plot.y, upright=True),
+        "xaxis": _axis(plot.x, False, plot.wide),
+        "yaxis": _axis(plot.y, True, plot.wide),
         "showlegend": named,
-        "legend": {"orientation": "h", "x": 0, "y": -0.18, "yanchor": "top", "itemsizing": "constant"},
+        "legend": {"orientation": "h", "x": 0, "y": -_LEGEND / height, "yanchor": "top", "itemsizing": "constant"},
         "hovermode": "closest",
         "hoverlabel": {"bgcolor": "var(--card)", "bordercolor": "var(--grid)", "align": "left"},
         "shapes": lines,
@@ -128,7 +131,7 @@ def _trace(plot: Plot, series: Series, shift: float) -> dict[str, Any]:
     dots = {"color": colour, "size": 9, "symbol": _MARKER[series.marker]}
     if not series.labels:
         return {**trace, "mode": "markers", "marker": dots}
-    text = {"text": [_text(short(label)) for label in series.labels], "textposition": "top center"}
+    text = {"text": [_text(short(label)) for label in series.labels], "textposition": "top right"}
     return {**trace, "mode": "markers+text", "marker": dots, **text, "texttemplate": "%{text}", "cliponaxis": False}
 
 
@@ -168,7 +171,7 @@ def _surface(plot: Plot) -> dict[str, Any]:
     }
 
 
-def _axis(given: Axis, upright: bool) -> dict[str, Any]:
+def _axis(given: Axis, upright: bool, wide: bool) -> dict[str, Any]:
     axis: dict[str, Any] = {
         "title": {"text": _text(given.title), "standoff": 8},
         "automargin": True,
@@ -178,7 +181,7 @@ def _axis(given: Axis, upright: bool) -> dict[str, Any]:
         "tickfont": {"color": "var(--faint)"},
     }
     if given.names is not None:
-        names = [_text(short(name)) for name in given.names]
+        names = [_text(short(name, _WIDE if wide else _NARROW)) for name in given.names]
         ends = [len(names) - 0.4, -0.6] if upright else [-0.6, len(names) - 0.4]
         return {**axis, "tickvals": list(range(len(names))), "ticktext": names, "range": ends, "showgrid": False}
     if given.log:

@@ -7,7 +7,7 @@ there is one ``store/negative.json``.
 from collections.abc import Sequence
 from typing import Any
 
-from distill_jobs.report.blocks import Block, Chart, Row, Table, Text, without_empty
+from distill_jobs.report.blocks import Block, Chart, Folded, Row, Table, Text, without_empty
 from distill_jobs.report.estimates import flat, number, pp, reasons, series, share, told
 from distill_jobs.report.live import chart
 from distill_jobs.report.plot import Axis, Mark, Plot, Series
@@ -19,8 +19,10 @@ _SHOWN = 20
 
 def stored(train: dict[str, Any]) -> Sequence[Block | None]:
     """What the store says of the teacher, known before a student is trained."""
-    if train.get("rate") is None:
-        why = train.get("why", "the store says of no position what is right")
+    why = train.get("why")
+    if why is None and train["rate"] is None:
+        why = "the store says of no position what is right"
+    if why is not None:
         return [Text(f"Nothing is known of the teacher's mistakes in what it teaches: {why}.", "faint")]
     rows = []
     for name, group in _flat(train["slices"]):
@@ -80,8 +82,8 @@ def taken_over(negative: dict[str, Any]) -> Sequence[Block | None]:
             f"teacher in {flat(baseline['repeats'], share)}. The negative-transfer ratio is "
             f"{flat(student['negative_transfer_ratio'], number)}: {_ratio(student['negative_transfer_ratio'])}"
         ),
-        Row([repeats(negative)]),
-        by_slice(negative),
+        Row([repeats(negative)], "wide"),
+        Folded("By slice, with intervals", by_slice(negative)),
         Text(method(negative), "faint"),
     ]
 
@@ -98,7 +100,9 @@ def repeats(negative: dict[str, Any]) -> Chart:
     names = Axis(names=[name for name, _ in groups])
     said = "; ".join(text for each in drawn for text in each.told)
     axis = Axis("the teacher's mistake made again", "percent")
-    plot = Plot("repeats", "The teacher's mistakes, made again", axis, names, drawn, said, 1.1 + 0.34 * len(groups))
+    plot = Plot(
+        "repeats", "The teacher's mistakes, made again", axis, names, drawn, said, 1.1 + 0.34 * len(groups), True
+    )
     return chart(plot, caption="Slices with too few mistakes are left out. Each line is a 95 % interval.")
 
 

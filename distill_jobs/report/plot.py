@@ -72,7 +72,8 @@ class Mark:
 
 @dataclass(frozen=True)
 class Plot:
-    """The whole. ``name`` is unique on its page; ``said`` is for who can't see it; ``diagonal`` draws y = x."""
+    """The whole. ``name`` is unique on its page; ``said`` is for who can't see it; ``diagonal`` draws y = x;
+    ``wide``: there is room for long names, when it is live; ``height`` is in inches."""
 
     name: str
     title: str
@@ -81,7 +82,7 @@ class Plot:
     series: Sequence[Series]
     said: str
     height: float = 2.8
-    width: float = 4.4
+    wide: bool = False
     surface: Surface | None = None
     marks: Sequence[Mark] = ()
     diagonal: bool = False

@@ -11,9 +11,19 @@ from distill_jobs.report.blocks import Table, without_empty
 from distill_jobs.report.charts import ROLES
 from distill_jobs.spec.parts import Costs
 
+_LIKENESS = {
+    "nll": lambda value: f"{value:.4f}",
+    "agreement": words.percent,
+    "kl_to_teacher": lambda value: f"{value:.4f}",
+    "ece": lambda value: f"{value:.4f}",
+}
 
-def quality(evaluation: dict[str, Any]) -> Table:
-    """One row each for teacher, student and baseline; seeds of one arm are averaged, their range is told."""
+
+def quality(evaluation: dict[str, Any], whole: bool = True) -> Table:
+    """One row each for teacher, student and baseline; seeds of one arm are averaged, their range is told.
+
+    Without ``whole`` what an audit tells with intervals is left out.
+    """
     metric, models = evaluation["metric"], evaluation["models"]
     unit = "tokens/s" if evaluation["task"] == "causal_lm" else "rows/s"
     rows = []
@@ -28,10 +38,7 @@ def quality(evaluation: dict[str, Any]) -> Table:
             [
                 role,
                 told,
-                _mean(members, "nll", lambda v: f"{v:.4f}"),
-                _mean(members, "agreement", words.percent),
-                _mean(members, "kl_to_teacher", lambda v: f"{v:.4f}"),
-                _mean(members, "ece", lambda v: f"{v:.4f}"),
+                *(_mean(members, name, say) if whole else "" for name, say in _LIKENESS.items()),
                 _mean(members, "parameters", words.count),
                 _mean(members, "bytes", words.size),
                 _mean(members, "latency_ms", lambda v: f"{v:.2f} ms"),

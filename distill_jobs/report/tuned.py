@@ -47,7 +47,7 @@ def sentence(trials: dict[str, Any], role: str) -> str:
     chosen = ", ".join(f"{name.rpartition('.')[2]} {_short(value)}" for name, value in judged["settings"].items())
     if judged["best"] == judged["default"]:
         return f"{role}: none of the settings tried in {count} trainings was better than the spec's own."
-    gain = flat(judged["gain"], lambda value: f"{words.difference(metric, value)} {words.unit(metric)}")
+    gain = flat(judged["gain"], lambda value: words.difference(metric, value), words.unit(metric))
     doubt = "" if judged["distinguishable"] else ", which is not distinguishable from nothing"
     return f"{role}: of {count} trainings the best settings are {chosen}; against the spec's own {gain}{doubt}."
 

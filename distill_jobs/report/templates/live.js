@@ -35,12 +35,11 @@
     await load();
     const { data, layout } = coloured(given, getComputedStyle(document.documentElement));
     layout.dragmode = touch ? false : "zoom";
-    const buttons = ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"];
     const config = {
       responsive: true,
       displaylogo: false,
       displayModeBar: touch ? false : "hover",
-      modeBarButtonsToRemove: buttons,
+      modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
       doubleClick: "reset",
     };
     figure.classList.add("drawn");

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from browser import PROGRAM, Browser, Page
+from reckoning_cases import reckoned
 from report_cases import HOSTILE, finished, plots
 
 from distill_jobs.report import html, live
@@ -67,7 +68,9 @@ def test_live_figures_draw_and_follow_the_theme(browser: Browser, explorable: Pa
 
 def test_a_finished_run_on_a_phone(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    path.write_text(html.render(finished(tmp_path, name=HOSTILE, slices={HOSTILE: {HOSTILE: (10, 0.1)}})))
+    path.write_text(
+        html.render(reckoned(finished(tmp_path, name=HOSTILE, slices={HOSTILE: {HOSTILE: (10, 0.1)}}), HOSTILE))
+    )
     with browser.page(width=390, height=844, dark=True) as page:
         page.open(path)
         draw_all(page)
