@@ -23,6 +23,8 @@ STEPS, RANKS, ACCUMULATION, ROWS, LENGTH, CLASSES = 4, 2, 2, 3, 5, 11
 STAGES, ALPHA, TEMPERATURE = (0, 1, 2, 3), 0.6, 2.0
 # The kinds of heads: tied as it stands; untied with bias, scale and soft cap, and padded.
 HEADS = {"tied": (1.0, None), "untied": (0.8, 4.0)}
+# What is also trained in half precision.
+HALF = ("untied", 3)
 
 
 class Model(nn.Module):
@@ -47,7 +49,7 @@ class Model(nn.Module):
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
-def config(stage: int) -> EngineConfig:
+def config(stage: int, precision: str = "fp32") -> EngineConfig:
     # Small parameters would stay whole on every rank: these must not.
     keys = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if stage == 3 else {}
     return EngineConfig(
@@ -59,7 +61,7 @@ def config(stage: int) -> EngineConfig:
         "cosine",
         1,
         0.5,
-        "fp32",
+        precision,
         stage,
         activation_checkpointing=True,
         deepspeed=keys,
@@ -123,10 +125,10 @@ def counted_gathers(found: list[int]) -> Iterator[None]:
         kind._PartitionedParameterCoordinator__all_gather_params_ = own
 
 
-def train(rank: Rank, kind: str, stage: int, fused: bool) -> dict[str, Any]:
+def train(rank: Rank, kind: str, stage: int, fused: bool, precision: str) -> dict[str, Any]:
     model = Model(kind)
     size, head = model.head.weight.numel(), FusedHead(model.head, model.scale, model.softcap)
-    engine = Engine(model, config(stage), rank.device)
+    engine = Engine(model, config(stage, precision), rank.device)
     engine.train()
     norms, gathers = [], []
     with counted_gathers(gathers):
@@ -144,17 +146,19 @@ def train(rank: Rank, kind: str, stage: int, fused: bool) -> dict[str, Any]:
     state = engine.full_state()
     engine.barrier()
     engine.close()
-    arrays = {name: value.numpy() for name, value in (state or {}).items()}
+    arrays = {name: value.float().numpy() for name, value in (state or {}).items()}
     return {"state": arrays, "norms": norms, "gathers": gathers.count(size)}
 
 
-def everything(rank: Rank, jobs: list[tuple[str, int, bool]]) -> list[Any]:
+def everything(rank: Rank, jobs: list[tuple[str, int, bool, str]]) -> list[Any]:
     return [train(rank, *job) for job in jobs]
 
 
 @pytest.fixture(scope="module")
 def results(session: Session) -> dict[Any, Any]:
-    jobs = [(kind, stage, True) for kind in HEADS for stage in STAGES] + [(kind, 3, False) for kind in HEADS]
+    jobs = [(kind, stage, True, "fp32") for kind in HEADS for stage in STAGES]
+    jobs += [(kind, 3, False, "fp32") for kind in HEADS]
+    jobs += [(*HALF, fused, "bf16") for fused in (True, False)]
     values, _ = run_gang(session, everything, jobs, Gang(RANKS), lambda _: None)
     return dict(zip(jobs, values, strict=True))
 
@@ -162,7 +166,7 @@ def results(session: Session) -> dict[Any, Any]:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("kind", HEADS)
 def test_two_ranks_take_the_steps_of_one_process(results: dict[Any, Any], kind: str, stage: int) -> None:
-    found = results[(kind, stage, True)]
+    found = results[(kind, stage, True, "fp32")]
     state, norms = alone(kind)
     assert found["state"].keys() == state.keys()
     for name, value in state.items():
@@ -173,5 +177,19 @@ def test_two_ranks_take_the_steps_of_one_process(results: dict[Any, Any], kind: 
 @pytest.mark.parametrize("kind", HEADS)
 def test_the_head_is_gathered_as_often_as_without_the_kernel(results: dict[Any, Any], kind: str) -> None:
     """However many chunks: the kernel asks for no gathering of its own."""
-    fused, plain = results[(kind, 3, True)]["gathers"], results[(kind, 3, False)]["gathers"]
+    fused, plain = (results[(kind, 3, fused, "fp32")]["gathers"] for fused in (True, False))
     assert 0 < fused <= plain
+
+
+def test_in_half_precision_the_kernel_rounds_about_as_the_plain_loss(results: dict[Any, Any]) -> None:
+    kind, stage = HALF
+    state, norms = alone(kind)
+    fused, plain = (results[(kind, stage, way, "bf16")] for way in (True, False))
+
+    def off(found: dict[str, Any]) -> float:
+        gaps = [(found["state"][name] - value).ravel() for name, value in state.items()]
+        return float(np.sqrt(np.mean(np.concatenate(gaps) ** 2)))
+
+    assert fused["state"].keys() == state.keys()
+    assert 0 < off(fused) < 2 * off(plain)
+    np.testing.assert_allclose(fused["norms"], norms, rtol=0.03)
