@@ -5,6 +5,7 @@ from typing import Any
 
 from cluster.files import Folder, digest, sha256
 from distill_jobs import __version__
+from distill_jobs.audit.evaluate import columns_of
 from distill_jobs.data.prepare import data_digest
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.models.brought import brought_digest
@@ -14,7 +15,7 @@ from distill_jobs.store import SCHEMA_VERSION
 from distill_jobs.training.task import Arm
 
 Inputs = dict[str, dict[str, Any]]
-STAGES = ("prepare", "teach", "capture", "train", "evaluate", "report")
+STAGES = ("prepare", "teach", "capture", "train", "evaluate", "audit", "report")
 
 # Where work runs does not change what comes out (beyond rounding), so moving a job to other machines redoes nothing.
 _RESOURCES = {"actors", "cpus_per_actor"}
@@ -57,8 +58,10 @@ def inputs_of(job: Job) -> Inputs:
             inputs[f"{role}/{seed}"] = {**own, "capture": digest(capture), **flatten(distill.inputs(), "distill")}
         inputs[f"baseline/{seed}"] = {**own, "prepare": digest(prepare), **start}
     arms = {name: digest(values) for name, values in inputs.items() if "/" in name}
-    inputs["evaluate"] = {**code, **arms, "teacher": digest(teacher), **flatten(tree["evaluate"], "evaluate")}
-    inputs["report"] = {**code, "evaluate": digest(inputs["evaluate"]), **flatten(tree["costs"], "costs")}
+    evaluated = {**flatten(tree["evaluate"], "evaluate"), **columns_of(job)}
+    inputs["evaluate"] = {**code, **arms, "teacher": digest(teacher), **evaluated}
+    inputs["audit"] = {**code, "evaluate": digest(inputs["evaluate"]), **flatten(tree["audit"], "audit")}
+    inputs["report"] = {**code, "audit": digest(inputs["audit"]), **flatten(tree["costs"], "costs")}
     return inputs
 
 
@@ -118,6 +121,7 @@ def statuses_of(job: Job, inputs: Inputs, stage: str) -> list[Status]:
         "teach": ("teacher", "teacher"),
         "capture": ("capture", "store"),
         "evaluate": ("evaluate", "evaluation"),
+        "audit": ("audit", "audit"),
         "report": ("report", "report"),
     }[stage]
     return [status(name, workdir / folder, inputs[name])]

@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from cluster.files import Folder, digest
 from cluster.meter import Usage
 from cluster.session import Session
 from cluster.shards import map_shards
-from distill_jobs.audit.score import ScoreTask, ScoreWorker
-from distill_jobs.audit.summary import Scores, summarise
+from distill_jobs.audit.score import COLUMNS, ScoreTask, ScoreWorker
+from distill_jobs.audit.scores import Scores
+from distill_jobs.audit.stored_mistakes import thresholds_of
+from distill_jobs.audit.summary import summarise
 from distill_jobs.capture.crews import crew_of
 from distill_jobs.data.commits import Commits
 from distill_jobs.data.facts import DataFacts
@@ -19,6 +18,8 @@ from distill_jobs.errors import DataError, DistillError
 from distill_jobs.spec import Job
 
 EVALUATION = "evaluation.json"
+EVALUATED = "evaluation"
+"""The folder of the scored rows."""
 
 
 def evaluate(
@@ -36,8 +37,9 @@ def evaluate(
     parts = int(facts.splits["test"]["parts"])
     if not facts.splits["test"]["rows"]:
         raise DataError("the test split holds no rows to evaluate on; give data.test a share or files of its own")
-    out, spec = workdir / "evaluation", job.capture
-    inputs = digest([facts.fingerprint, {name: str(folder) for name, folder in models.items()}, _weights(models)])
+    out, spec = workdir / EVALUATED, job.capture
+    named = {name: str(folder) for name, folder in models.items()}
+    inputs = digest([facts.fingerprint, named, _weights(models), columns_of(job)])
     commits = Commits.open(out, parts, inputs)
     timed = _one_of_each(models)
     shards: list[tuple[str, Any]] = [("speed", name) for name in timed]
@@ -63,16 +65,25 @@ def evaluate(
         inputs=inputs,
         cores=kind.cpus_per_actor,
         devices=kind.gpus_per_actor,
+        low_entropy=job.audit.low_entropy,
+        tiny_gold=job.audit.tiny_gold,
     )
     # One actor: timings taken beside busy neighbours would say more about these than about the model.
     crew = crew_of(kind, lambda: ScoreWorker(task), alone=True)
     report = map_shards(session, crew, shards, on_result, retries=spec.retries, fatal=(DistillError,), what="evaluate")
     commits = Commits.open(out, parts, inputs)
     commits.manifest(inputs=inputs)
-    evaluation = summarise(job.task, _read(commits), speeds, facts.slices)
+    evaluation = summarise(job.task, Scores.read(out), speeds, facts.slices)
     workdir.write_json(EVALUATION, evaluation)
     read = Usage(rows=evaluation["rows"], tokens=evaluation["tokens"])
     return evaluation, report.usage + read
+
+
+def columns_of(job: Job) -> dict[str, Any]:
+    """What of the spec, and of this release, the columns of the scored rows depend on."""
+    # A language model's positions are summed up where they are scored; a classifier's rows can be judged anew.
+    language = job.task == "causal_lm"
+    return {"columns": COLUMNS, **(thresholds_of(job.audit, language) if language else {})}
 
 
 def _one_of_each(models: dict[str, Folder]) -> tuple[str, ...]:
@@ -82,13 +93,3 @@ def _one_of_each(models: dict[str, Folder]) -> tuple[str, ...]:
 
 def _weights(models: dict[str, Folder]) -> list[Any]:
     return [folder.read_json("serving.json")["digest"] for folder in models.values()]
-
-
-def _read(commits: Commits) -> Scores:
-    tables = []
-    for name in map(commits.file, range(commits.parts)):
-        if name is not None:
-            with commits.folder.open(name) as stream:
-                tables.append(pa.ipc.open_file(stream).read_all())
-    whole = pa.concat_tables(tables)
-    return {name: np.asarray(whole[name].to_numpy(zero_copy_only=False)) for name in whole.column_names}

@@ -1,34 +1,200 @@
-"""Intervals for means over held-out rows and training seeds."""
+"""Estimates with intervals, from a paired bootstrap over held-out units and the spread over training seeds.
+
+Held-out units (rows; documents of a language model) are crossed with seeds: every seed's model is scored on the same
+units. With a_s the effect of a seed, b_i of a unit and e_si of both, the mean over S seeds and n units has the variance
+
+    σ²_a/S + σ²_b/n + σ²_e/(S·n)  =  V_seeds + V_units - V_both
+
+V_units is the variance, under resampling of units, of the mean over seeds (it estimates the last two terms); V_seeds
+is the variance of the seeds' own values over S (it estimates the first and the last); V_both is that of the seeds'
+deviations under resampling, which both of them count. The interval is t_ν · √V around the estimate, with
+Satterthwaite's (1946) degrees of freedom
+
+    ν = V² / (V_seeds²/(S-1) + V_units²/(n-1) + V_both²/((S-1)(n-1))),  S-1 at least,
+
+and V is V_units at least. Arms are compared through their difference unit by unit and seed by seed, so that what they
+share cancels.
+
+Why no percentiles of a bootstrap over seeds: three seeds drawn with replacement show two thirds of their variance,
+and percentiles know nothing of t. In simulation (3 seeds, nominal 95%) such an interval held the truth in 79% to 88%
+of repetitions where seeds are what varies most, and this one in 94% to 95%; where they vary little both are above 95%
+(98% at most here). With 2 seeds it is 88% at the worst, which is why three are asked for; with 5, 94%.
+``tests/unit/audit/test_coverage.py`` prints the figures.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import t as student_t
 
 LEVEL = 0.95
 
 
-def paired_gain(
-    student: np.ndarray, baseline: np.ndarray, weights: np.ndarray, *, draws: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
-    """The student's mean minus the baseline's, and its interval, by a paired bootstrap over rows and seeds.
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic of every seed, on the units as they are and on R resamples of them.
 
-    Rows and seeds are drawn with replacement, each draw using the same rows and the same seeds for both arms (Efron &
-    Tibshirani 1993, ch. 8; seeds are crossed with rows), so that what the arms share cancels.
+    Estimates made with one ``Resampler`` share its resamples, so that sums and differences of them are paired. A
+    statistic without seeds (the teacher's) has S = 1 and is the same beside every seed.
+
+    Attributes:
+        point: [S].
+        drawn: [R, S].
+        units: n, the units that it rests on.
+    """
+
+    point: np.ndarray
+    drawn: np.ndarray
+    units: int
+
+    @property
+    def value(self) -> float:
+        """The mean over seeds."""
+        return float(self.point.mean())
+
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        return self._with(other, np.subtract)
+
+    def __add__(self, other: "Estimate") -> "Estimate":
+        return self._with(other, np.add)
+
+    def __truediv__(self, other: "Estimate") -> "Estimate":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self._with(other, np.divide)
+
+    def __mul__(self, factor: float) -> "Estimate":
+        return Estimate(self.point * factor, self.drawn * factor, self.units)
+
+    def _with(self, other: "Estimate", work: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> "Estimate":
+        return Estimate(work(self.point, other.point), work(self.drawn, other.drawn), min(self.units, other.units))
+
+    def spread(self) -> tuple[float, float]:
+        """The standard error of ``value`` and its degrees of freedom; NaN where there is too little to say."""
+        seeds, n = len(self.point), self.units
+        if n < 2 or not np.isfinite(self.drawn).all():
+            return math.nan, math.nan
+        mean = self.drawn.mean(axis=1)
+        # Resampling n units shows (n-1)/n of their variance.
+        of_units = float(mean.var(ddof=1)) * n / (n - 1)
+        if seeds == 1:
+            return math.sqrt(of_units), float(n - 1)
+        of_seeds = float(self.point.var(ddof=1)) / seeds
+        deviations = (self.drawn - mean[:, None]).var(axis=0, ddof=1).sum() * n / (n - 1)
+        of_both = float(deviations) / (seeds - 1) / seeds
+        whole = max(of_seeds + of_units - of_both, of_units)
+        if whole == 0:
+            return 0.0, float(n - 1)
+        terms = of_seeds**2 / (seeds - 1) + of_units**2 / (n - 1) + of_both**2 / ((seeds - 1) * (n - 1))
+        return math.sqrt(whole), max(whole**2 / terms, seeds - 1.0)
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """The ends of the interval; NaN where there is none."""
+        error, freedom = self.spread()
+        half = error * float(student_t.ppf(0.5 + level / 2, freedom)) if error else error
+        return self.value - half, self.value + half
+
+    def p_value(self) -> float:
+        """Two-sided, of the hypothesis that the truth is 0; by the same t as the interval. 1 where nothing varies."""
+        error, freedom = self.spread()
+        if not error > 0:
+            return 1.0
+        return float(2 * student_t.sf(abs(self.value) / error, freedom))
+
+    def as_dict(
+        self, shape: Callable[[float], float] = float, least: float = -math.inf, most: float = math.inf
+    ) -> dict[str, Any]:
+        """``value``, ``low``, ``high`` and ``level``; the bounds are null, with ``why``, where there are none.
+
+        Args:
+            shape: a rising function for all three (``exp`` makes a perplexity of a mean log-likelihood).
+            least, most: what the statistic can be; bounds are cut there.
+        """
+        low, high = self.interval()
+        if not math.isfinite(self.value):
+            return nothing("there is nothing to count here")
+        if not math.isfinite(low):
+            return {**nothing("too few units to say how far it may be off"), "value": shape(self.value)}
+        ends = (shape(min(max(end, least), most)) for end in (self.value, low, high))
+        return {**dict(zip(("value", "low", "high"), ends, strict=True)), "level": LEVEL}
+
+
+def nothing(why: str) -> dict[str, Any]:
+    """An estimate that can't be had."""
+    return {"value": None, "low": None, "high": None, "level": LEVEL, "why": why}
+
+
+_FAR = 1e6
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""A number ≥ 0 from K parts: [..., K, S] to [..., S]."""
+
+
+def folded(statistic: Statistic, point: np.ndarray, drawn: np.ndarray, units: int) -> dict[str, Any]:
+    """The estimate of a statistic that cannot be negative, and that noise in its parts therefore makes larger.
+
+    (A calibration error, a sum of distances; the largest difference between groups.) ``value`` is as measured.
+    ``debiased`` is that less what resampling adds to it (Efron & Tibshirani 1993, ch. 10). That takes off too little
+    where the parts are all noise, and so the interval begins below what remains when noise is added to parts that were
+    shrunk first, from x to sign(x)·√(x² - variance)₊. Its half width is that of the statistic with the signs, and the
+    order, that the parts have as measured: at a fold resamples spread too little. It is cut at 0.
 
     Args:
-        student, baseline: sums per seed and row, [seeds, rows].
-        weights: scored positions of each row, [rows].
-
-    Returns:
-        the difference, and the ends of its 95% interval (percentiles of the draws).
+        point: the parts, [K, S], around a common mean of 0 where only their differences matter.
+        drawn: the parts of every resample, [R, K, S].
     """
-    difference = student - baseline
-    seeds, rows = difference.shape
-    point = float(difference.mean(0).sum() / weights.sum())
-    generator = np.random.default_rng(seed)
-    drawn = np.empty(draws)
-    for i in range(draws):
-        counts = np.bincount(generator.integers(rows, size=rows), minlength=rows)
-        arms = generator.integers(seeds, size=seeds)
-        drawn[i] = (difference[arms].mean(0) @ counts) / (weights @ counts)
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(drawn, [tail, 100 - tail])
-    return point, float(low), float(high)
+    noise = drawn - point
+    value = statistic(point)
+    # So far apart that no resample changes a sign or which is largest.
+    linear = Estimate(value, statistic(_FAR * point + noise), units)
+    found = linear.as_dict(least=0.0)
+    if found["low"] is None:
+        return found
+    signal = np.sign(point) * np.sqrt(np.maximum(0.0, point**2 - drawn.var(axis=0)))
+    least, likely = (
+        max(0.0, float((value - statistic(parts + noise).mean(axis=0) + statistic(parts)).mean()))
+        for parts in (signal, point)
+    )
+    half = (linear.interval()[1] - linear.interval()[0]) / 2
+    return {**found, "debiased": likely, "low": max(0.0, min(least, likely) - half), "high": likely + half}
+
+
+def ratio(above: Estimate, below: Estimate, undefined: str) -> dict[str, Any]:
+    """The ratio of two paired means, with Fieller's (1954) interval: every ρ that a test of above - ρ·below = 0 passes.
+
+    It behaves where the denominator is small, as a bootstrap of the ratio does not: where the denominator itself is not
+    distinguishable from 0, no ratio is told at all.
+
+    Args:
+        undefined: why there is none then.
+    """
+    low, high = below.interval()
+    if not math.isfinite(low) or low <= 0 <= high or below.value == 0:
+        return nothing(undefined)
+    value = above.value / below.value
+
+    def outside(rho: float) -> float:
+        """Above 0 where the test refuses ρ."""
+        rest = above - below * rho
+        error, freedom = rest.spread()
+        return abs(rest.value) - error * float(student_t.ppf(0.5 + LEVEL / 2, freedom))
+
+    ends = [_end(outside, value, direction) for direction in (-1.0, 1.0)]
+    if None in ends:
+        return {**nothing("the interval has no end on one side"), "value": value}
+    return {"value": value, "low": ends[0], "high": ends[1], "level": LEVEL}
+
+
+def _end(outside: Callable[[float], float], value: float, direction: float) -> float | None:
+    step = max(1e-9, 1e-6 * abs(value))
+    inner = value
+    if outside(value) >= 0:  # Nothing varies: the interval is the value itself.
+        return value
+    while step < 1e6 * max(1.0, abs(value)):
+        outer = value + direction * step
+        if outside(outer) > 0:
+            return float(brentq(outside, inner, outer, xtol=1e-10, rtol=1e-9))
+        inner, step = outer, 3 * step
+    return None

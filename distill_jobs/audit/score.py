@@ -1,32 +1,50 @@
 """Every model's verdict on every held-out row: one actor, one part of the split at a time.
 
-What is kept is per row and per model, as sums over the row's scored positions, so that any mean, slice or bootstrap
-can be taken later without running a model again.
+What is kept is per piece (a classified row, or what a packed row holds of one document) and per model, as sums over its
+scored positions, so that any mean, slice or bootstrap can be taken later without running a model again. The columns,
+beside ``sample_id``, ``positions`` and ``slice.<name>``:
+
+- of every model ``<model>.<sum>`` for each of ``SUMS``: negative log-likelihood of the right class (nats), first
+  choices that are right, first choices that are the teacher's, KL(teacher ‖ model) at T = 1, entropy;
+- classification: ``label``, ``<model>.predicted``, ``<model>.confidence`` (probability of the first choice); the
+  probability of the right class is exp(-nll);
+- language models: ``document``; ``mistakes``, positions where the teacher is confidently wrong; of every model
+  ``agree_right`` (agreement where the teacher is right), ``repeats`` (where it is confidently wrong, the model's first
+  choice being the teacher's), and its confidences in bins (see ``Pieces.histogram``).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from cluster.files import Folder
 from cluster.meter import Meter
+from distill_jobs.audit.pieces import Pieces
 from distill_jobs.audit.speed import measure_speed
-from distill_jobs.data.batch import Batch, make_batch
+from distill_jobs.data.batch import IGNORED, Batch, make_batch
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import commit_part
 from distill_jobs.models.place import device_for, load_placed
 from distill_jobs.models.scorer import Scorer
 
-SUMS = ("nll", "correct", "agree", "kl")
+SUMS = ("nll", "correct", "agree", "kl", "entropy")
+COLUMNS = 2
+"""Version of the columns: an evaluation of another one is made again."""
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """Which models to score on which data. ``models`` maps names to saved folders; ``teacher`` is among them."""
+    """Which models to score on which data. ``models`` maps names to saved folders; ``teacher`` is among them.
+
+    A language model's teacher is confidently wrong where its entropy is at most ``low_entropy`` nats and it gives the
+    right token at most the probability ``tiny_gold``.
+    """
 
     data: Folder
     out: Folder
@@ -37,6 +55,8 @@ class ScoreTask:
     inputs: str
     cores: float
     devices: float
+    low_entropy: float = 0.0
+    tiny_gold: float = 0.0
 
 
 class ScoreWorker:
@@ -81,39 +101,86 @@ class ScoreWorker:
         return {"rows": record.rows, "tokens": record.tokens}
 
     def _score_rows(self, columns: dict[str, np.ndarray]) -> pa.Table:
-        batch = make_batch(columns, self.facts).to(self.device)
-        keep = (batch.labels != -100).reshape(len(batch.labels), -1)
-        out: dict[str, Any] = {"sample_id": columns["sample_id"], "positions": keep.sum(1).cpu().numpy()}
-        out.update({name: values for name, values in columns.items() if name.startswith("slice.")})
-        teacher = self._log_probs(self.models["teacher"], batch, keep)
+        batch, packed = make_batch(columns, self.facts).to(self.device), self.facts.features == "documents"
+        pieces = Pieces.of(batch)
+        ids, gold = columns["sample_id"], batch.labels[batch.labels != IGNORED]
+        out: dict[str, np.ndarray] = {"sample_id": ids[pieces.row], "positions": pieces.positions}
+        out |= {name: values[pieces.row] for name, values in columns.items() if name.startswith("slice.")}
+        log_probs = self._log_probs(self.models["teacher"], batch)
+        teacher = Verdicts.of(log_probs, log_probs, gold)
+        mistaken = teacher.mistaken(self.task.low_entropy, self.task.tiny_gold)
+        if packed:
+            out |= {"document": pieces.documents(ids, columns["source"]), "mistakes": pieces.sums(mistaken)}
+        else:
+            out["label"] = columns["label"][pieces.row]
         for name, model in self.models.items():
-            student = teacher if name == "teacher" else self._log_probs(model, batch, keep)
-            for what, values in zip(SUMS, _sums(student, teacher, batch, keep), strict=True):
-                out[f"{name}.{what}"] = values
-            if self.facts.features != "documents":
-                out[f"{name}.predicted"] = student.argmax(-1).to(torch.int32).cpu().numpy()
-        return pa.table(out)
+            own = teacher if name == "teacher" else Verdicts.of(self._log_probs(model, batch), log_probs, gold)
+            for what in SUMS:
+                out[f"{name}.{what}"] = pieces.sums(own.sum_of(what, teacher))
+            if packed:
+                agree = own.sum_of("agree", teacher)
+                out[f"{name}.agree_right"] = pieces.sums(agree * teacher.right)
+                out[f"{name}.repeats"] = pieces.sums(agree * mistaken)
+                found = pieces.histogram(own.confidence, own.right.float())
+                out |= {f"{name}.{what}": values for what, values in found.items()}
+            else:
+                out[f"{name}.predicted"] = own.guess.to(torch.int32).cpu().numpy()
+                out[f"{name}.confidence"] = own.confidence.cpu().numpy()
+        return pa.table({name: _arrow(values) for name, values in out.items()})
 
-    def _log_probs(self, model: Scorer, batch: Batch, keep: torch.Tensor) -> torch.Tensor:
+    def _log_probs(self, model: Scorer, batch: Batch) -> Tensor:
         """Log-probabilities over the real classes at the scored positions, fp32 [positions, classes]."""
-        logits = model(**batch.inputs).flatten(0, -2)[keep.flatten()]
+        logits = model(**batch.inputs).flatten(0, -2)[batch.keep.flatten()]
         return torch.log_softmax(logits[:, : self.facts.targets].float(), dim=-1)
 
 
-def _sums(student: torch.Tensor, teacher: torch.Tensor, batch: Batch, keep: torch.Tensor) -> list[np.ndarray]:
-    gold = batch.labels.flatten()[keep.flatten()]
-    rows = torch.arange(len(keep), device=keep.device).repeat_interleave(keep.sum(1))
-    guess = student.argmax(-1)
-    kl = torch.zeros_like(gold, dtype=torch.float32)
-    for start in range(0, len(gold), 256):
-        # In blocks: a [positions × vocabulary] product for the whole batch would double the peak.
-        t, s = teacher[start : start + 256], student[start : start + 256]
-        kl[start : start + 256] = (t.exp() * (t - s)).sum(-1)
-    per_position = [
-        -student.gather(1, gold[:, None])[:, 0],
-        (guess == gold).float(),
-        (guess == teacher.argmax(-1)).float(),
-        kl.clamp_min(0),
-    ]
-    zero = torch.zeros(len(keep), dtype=torch.float64, device=keep.device)
-    return [zero.clone().index_add_(0, rows, values.double()).cpu().numpy() for values in per_position]
+@dataclass(frozen=True)
+class Verdicts:
+    """What one model says at N scored positions: [N] each; ``right`` of bool, logarithms in nats."""
+
+    guess: Tensor
+    right: Tensor
+    confidence: Tensor
+    gold_logprob: Tensor
+    entropy: Tensor
+    kl: Tensor
+
+    @classmethod
+    def of(cls, own: Tensor, teacher: Tensor, gold: Tensor) -> Self:
+        """From log-probabilities [N, classes] of the model and the teacher, and the right classes [N]."""
+        best, guess = own.max(dim=-1)
+        kl, entropy = torch.zeros_like(best), torch.zeros_like(best)
+        for start in range(0, len(gold), _BLOCK):
+            # In blocks: a [positions × vocabulary] product for the whole batch would double the peak.
+            at = slice(start, start + _BLOCK)
+            kl[at] = (teacher[at].exp() * (teacher[at] - own[at])).sum(-1)
+            entropy[at] = -(own[at].exp() * own[at]).sum(-1)
+        return cls(
+            guess,
+            guess == gold,
+            best.exp(),
+            own.gather(1, gold[:, None])[:, 0],
+            entropy.clamp_min(0),
+            kl.clamp_min(0),
+        )
+
+    def mistaken(self, low_entropy: float, tiny_gold: float) -> Tensor:
+        """[N] of bool: sure of itself, and all but ruling out what came; one text is only one sample of many."""
+        return (self.entropy <= low_entropy) & (self.gold_logprob.exp() <= tiny_gold) & ~self.right
+
+    def sum_of(self, what: str, teacher: "Verdicts") -> Tensor:
+        """One of ``SUMS`` at each position, [N]."""
+        found = {
+            "nll": -self.gold_logprob,
+            "correct": self.right,
+            "agree": self.guess == teacher.guess,
+            "kl": self.kl,
+            "entropy": self.entropy,
+        }
+        return found[what]
+
+
+def _arrow(values: np.ndarray) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])

@@ -5,43 +5,43 @@ from typing import Any
 
 import numpy as np
 
-from distill_jobs.audit.intervals import LEVEL, paired_gain
-
-Scores = dict[str, np.ndarray]
+from distill_jobs.audit.intervals import LEVEL
+from distill_jobs.audit.resample import paired_gain
+from distill_jobs.audit.scores import Columns, Scores, rows_of
 
 
 def summarise(task: str, scores: Scores, speeds: dict[str, dict[str, Any]], slices: tuple[str, ...]) -> dict[str, Any]:
     """Build the evaluation.
 
     Args:
-        scores: columns of the scored rows: ``sample_id``, ``positions``, ``slice.<name>``, ``<model>.<sum>``.
         speeds: size and speed by model; seeds of one arm share the measurement of the first.
     """
     language = task == "causal_lm"
     metric = "perplexity" if language else "accuracy"
-    names = [column.removesuffix(".nll") for column in scores if column.endswith(".nll")]
-    arms = {arm: sorted(n for n in names if n.startswith(f"{arm}/")) for arm in ("student", "baseline")}
-    everything = np.ones(len(scores["positions"]), dtype=bool)
+    columns = scores.columns
+    names = [name for members in scores.arms.values() for name in members]
+    arms = {arm: scores.arms[arm] for arm in ("student", "baseline")}
+    everything = np.ones(len(columns["positions"]), dtype=bool)
     evaluation: dict[str, Any] = {
         "task": task,
         "metric": metric,
         "better": "lower" if language else "higher",
-        "rows": len(scores["positions"]),
-        "tokens": int(scores["positions"].sum()),
-        "models": {name: {**_quality(scores, name, language), **_speed(speeds, name)} for name in names},
-        "summary": {"teacher": {"value": _value(scores, "teacher", metric, everything)}},
+        "rows": rows_of(columns),
+        "tokens": int(columns["positions"].sum()),
+        "models": {name: {**_quality(columns, name, language), **_speed(speeds, name)} for name in names},
+        "summary": {"teacher": {"value": _value(columns, "teacher", metric, everything)}},
         "slices": {},
     }
     for arm, members in arms.items():
-        values = [_value(scores, name, metric, everything) for name in members]
+        values = [_value(columns, name, metric, everything) for name in members]
         evaluation["summary"][arm] = {"mean": float(np.mean(values)), "seeds": values}
-    evaluation["summary"]["gain"] = _gain(scores, arms, metric)
+    evaluation["summary"]["gain"] = _gain(scores, metric)
     for name in slices:
-        evaluation["slices"][name] = _by_slice(scores, arms, metric, scores[f"slice.{name}"])
+        evaluation["slices"][name] = _by_slice(columns, arms, metric, columns[f"slice.{name}"])
     return evaluation
 
 
-def _quality(scores: Scores, name: str, language: bool) -> dict[str, float]:
+def _quality(scores: Columns, name: str, language: bool) -> dict[str, float]:
     positions = scores["positions"].sum()
     mean = {what: float(scores[f"{name}.{what}"].sum() / positions) for what in ("nll", "correct", "agree", "kl")}
     quality = {
@@ -53,7 +53,7 @@ def _quality(scores: Scores, name: str, language: bool) -> dict[str, float]:
     return {**quality, "perplexity": _perplexity(mean["nll"])} if language else quality
 
 
-def _value(scores: Scores, name: str, metric: str, rows: np.ndarray) -> float:
+def _value(scores: Columns, name: str, metric: str, rows: np.ndarray) -> float:
     positions = scores["positions"][rows].sum()
     if metric == "accuracy":
         return float(scores[f"{name}.correct"][rows].sum() / positions)
@@ -65,16 +65,17 @@ def _perplexity(nll: float) -> float:
     return math.exp(min(nll, 50.0))
 
 
-def _gain(scores: Scores, arms: dict[str, list[str]], metric: str) -> dict[str, Any]:
+def _gain(scores: Scores, metric: str) -> dict[str, Any]:
     """The student's value minus the baseline's; for perplexity the interval is that of the mean log-loss, carried over.
 
     The seeds are paired: student and baseline of one seed start from the same weights and see the same batches.
     """
     what = "correct" if metric == "accuracy" else "nll"
-    student, baseline = (np.stack([scores[f"{n}.{what}"] for n in arms[arm]]) for arm in ("student", "baseline"))
-    point, low, high = paired_gain(student, baseline, scores["positions"])
+    student, baseline = (scores.of_arm(arm, what).T for arm in ("student", "baseline"))
+    gain = paired_gain(student, baseline, scores.positions, scores.units)
+    point, (low, high) = gain.value, gain.interval()
     if metric == "perplexity":
-        reference = float(baseline.mean(0).sum() / scores["positions"].sum())
+        reference = float(baseline.mean(0).sum() / scores.positions.sum())
         point, low, high = (_perplexity(reference + d) - _perplexity(reference) for d in (point, low, high))
     return {
         "mean": point,
@@ -86,14 +87,14 @@ def _gain(scores: Scores, arms: dict[str, list[str]], metric: str) -> dict[str, 
     }
 
 
-def _by_slice(scores: Scores, arms: dict[str, list[str]], metric: str, column: np.ndarray) -> dict[str, Any]:
+def _by_slice(scores: Columns, arms: dict[str, tuple[str, ...]], metric: str, column: np.ndarray) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for value in sorted(set(column.tolist())):
         rows = column == value
         if not scores["positions"][rows].sum():
             continue
         found[str(value)] = {
-            "rows": int(rows.sum()),
+            "rows": rows_of(scores, rows),
             "teacher": _value(scores, "teacher", metric, rows),
             **{
                 arm: float(np.mean([_value(scores, name, metric, rows) for name in members]))

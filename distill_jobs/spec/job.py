@@ -64,6 +64,22 @@ class Job(Part):
         return self
 
     @model_validator(mode="after")
+    def _audit_fits(self) -> Self:
+        for names in self.audit.intersections:
+            unknown = [name for name in names if name not in self.data.slices]
+            if unknown or len(set(names)) < len(names):
+                what = f"{unknown[0]}, which is not one of data.slices" if unknown else "a column twice"
+                raise ValueError(f"audit.intersections names {what}")
+        language = self.task == "causal_lm"
+        if language and self.audit.positive is not None:
+            raise ValueError("audit.positive names a class, and a causal_lm has none: remove it")
+        limits = self.audit.max_gap if isinstance(self.audit.max_gap, dict) else {}
+        for name in limits:
+            if (name == "nll_difference") != language:
+                raise ValueError(f"audit.max_gap limits {name}, which is not measured for {self.task}")
+        return self
+
+    @model_validator(mode="after")
     def _loss_fits(self) -> Self:
         codec = self.capture.codec
         refused = self.refusal(codec.kind, codec.chosen.model_dump()) if codec else None

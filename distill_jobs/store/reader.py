@@ -15,6 +15,7 @@ from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.errors import DataError, StoreError
 from distill_jobs.store.codecs import Field
+from distill_jobs.store.codecs.fields import statistics, unpack_statistics
 from distill_jobs.store.plan import PARTS, SPLIT, StorePlan, refuse_cold
 from distill_jobs.store.rows import check_rows, data_columns
 from distill_jobs.store.signal import TeacherSignal
@@ -112,6 +113,18 @@ class LogitStore:
         """
         chosen = None if keep is None or bool(keep.all()) else keep.reshape(-1).cpu().numpy().nonzero()[0]
         return self._codec.decode(self._raw(columns, device, chosen), self.plan.classes)
+
+    def statistics(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """``gold_logprob``, ``gold_rank`` and ``entropy`` at every position of rows, [n · positions_per_row] each.
+
+        As in ``TeacherSignal``; of the soft target only these columns are read.
+        """
+        wanted = statistics()
+        columns = self.table.take(indices, [PREFIX + name for name in wanted])
+        positions = self.plan.positions_per_row
+        return unpack_statistics(
+            {name: as_tensor(_values(columns, name, field, positions)) for name, field in wanted.items()}
+        )
 
     def _raw(
         self, columns: dict[str, np.ndarray], device: str | torch.device, chosen: np.ndarray | None
