@@ -23,7 +23,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup      ## distil a census classifier: fetch, prepare, teach, capture, train, evaluate, report
+demo: setup      ## distil a census classifier: fetch, prepare, teach, capture, train, evaluate, audit, report
 	@$(BIN)/python -m distill_jobs.examples.fetch adult --into demo
 	@$(BIN)/distill run distill_jobs/examples/adult.yaml
 

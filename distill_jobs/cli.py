@@ -90,6 +90,12 @@ def evaluate(spec: Spec, overrides: Set = None) -> None:
 
 
 @app.command()
+def audit(spec: Spec, overrides: Set = None) -> None:
+    """Reckon: how far from the ceiling, which bias was inherited, which of the teacher's mistakes were learnt."""
+    _stages(spec, overrides, ("audit",))
+
+
+@app.command()
 def report(spec: Spec, overrides: Set = None) -> None:
     """Write the report, and the outcome to MLflow."""
     _stages(spec, overrides, ("report",))

@@ -57,5 +57,9 @@ class CaptureError(DistillError):
     """The teacher gave something that can't be stored."""
 
 
+class AuditError(DistillError):
+    """What was trained is not fit to be released, by a limit of the spec."""
+
+
 class TrainingError(DistillError):
     """Training can't go on, for example because the loss is not finite."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.tracking import open_command
 from distill_jobs.audit.evaluate import EVALUATION
+from distill_jobs.audit.findings import AUDIT, lines
 from distill_jobs.context import Context
 from distill_jobs.costs.ledger import metrics as cost_metrics
 from distill_jobs.report.fidelity import sentence
@@ -13,7 +14,7 @@ from distill_jobs.report.findings import finding
 from distill_jobs.store.fidelity.measure import read as read_fidelity
 from distill_jobs.words import count, duration, money, size
 
-_ARTIFACTS = ("spec.yaml", "evaluation.json", "ledger.json", "report.html")
+_ARTIFACTS = ("spec.yaml", EVALUATION, AUDIT, "ledger.json", "report.html")
 
 
 def log_outcome(context: Context) -> None:
@@ -52,6 +53,8 @@ def print_summary(context: Context) -> None:
         f"{context.job.name}: held-out {evaluation['metric']}, {evaluation['rows']:,} rows", *_quality(evaluation)
     )
     console.say(finding(evaluation).sentence)
+    for line in lines(workdir.read_json(AUDIT)):
+        console.say(line)
     console.say()
     console.table("cost of each stage", *_costs(context))
     places = []

@@ -16,6 +16,9 @@ from cluster.gang import Gang, run_gang
 from cluster.meter import Meter, Usage
 from cluster.shards import map_shards
 from distill_jobs.audit.evaluate import evaluate as evaluate_models
+from distill_jobs.audit.findings import mistakes, refuse_gaps
+from distill_jobs.audit.stage import audit as audit_models
+from distill_jobs.audit.stage import count_mistakes
 from distill_jobs.capture.crews import crew_of
 from distill_jobs.capture.stage import capture as capture_store
 from distill_jobs.console import Advance
@@ -52,6 +55,9 @@ def run(context: Context, wanted: tuple[str, ...] = STAGES) -> None:
             DO[stage](context)
     if STAGES[-1] in wanted:
         print_summary(context)
+    if "audit" in wanted:
+        # Last, so that a job that fails its release gate still has its report.
+        refuse_gaps(context.workdir)
 
 
 def prepare(context: Context) -> None:
@@ -93,7 +99,10 @@ def capture(context: Context) -> None:
             return money(context.prices.money(usage, accelerator))
 
         _check_codec(context)
-        return capture_store(context.job, context.session, context.workdir, advance, priced)
+        made, usage = capture_store(context.job, context.session, context.workdir, advance, priced)
+        found, counting = count_mistakes(context.job, context.workdir)
+        context.console.say(mistakes(found))
+        return {**made, "negative": {name: found[name] for name in ("mistakes", "rate")}}, usage + counting
 
     context.do("capture", context.workdir / "store", work)
 
@@ -139,6 +148,16 @@ def evaluate(context: Context) -> None:
     context.do("evaluate", context.workdir / "evaluation", work)
 
 
+def audit(context: Context) -> None:
+    """The ceiling, inherited bias and negative knowledge, by statistics from what was evaluated and captured."""
+
+    def work(advance: Advance) -> tuple[Made, Usage]:
+        advance(0, 1)
+        return audit_models(context.job, context.workdir)
+
+    context.do("audit", context.workdir / "audit", work)
+
+
 def report(context: Context) -> None:
     """One page of HTML from what was committed, and the outcome in MLflow."""
 
@@ -160,6 +179,7 @@ DO: dict[str, Callable[[Context], None]] = {
     "capture": capture,
     "train": train,
     "evaluate": evaluate,
+    "audit": audit,
     "report": report,
 }
 

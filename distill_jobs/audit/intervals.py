@@ -174,6 +174,8 @@ def ratio(above: Estimate, below: Estimate, undefined: str) -> dict[str, Any]:
     if not math.isfinite(low) or low <= 0 <= high or below.value == 0:
         return nothing(undefined)
     value = above.value / below.value
+    if not math.isfinite(value):
+        return nothing("there is nothing to count here")
 
     def outside(rho: float) -> float:
         """Above 0 where the test refuses ρ."""
@@ -183,7 +185,7 @@ def ratio(above: Estimate, below: Estimate, undefined: str) -> dict[str, Any]:
 
     ends = [_end(outside, value, direction) for direction in (-1.0, 1.0)]
     if None in ends:
-        return {**nothing("the interval has no end on one side"), "value": value}
+        return {**nothing("too little to say how far it may be off, on one side at least"), "value": value}
     return {"value": value, "low": ends[0], "high": ends[1], "level": LEVEL}
 
 

@@ -61,6 +61,20 @@ def test_the_store_is_whole_and_the_arms_differ_only_in_soft_labels(job: tuple[P
     assert student[0]["soft"] > 0 and baseline[0]["soft"] == 0
 
 
+def test_the_audit_is_whole_and_told(job: tuple[Path, Path, str]) -> None:
+    _, workdir, printed = job
+    found = read(workdir / "audit.json")
+    student = found["ceiling"]["arms"]["student"]
+    accuracies = [read(workdir / "evaluation.json")["models"][f"student/{seed}"]["accuracy"] for seed in (0, 1)]
+    assert student["quality"]["value"] == pytest.approx(sum(accuracies) / 2)
+    assert set(found["bias"]["columns"]["ink"]["groups"]) == {"bold", "faint"}
+    assert [row["arm"] for row in found["gates"]] == ["baseline", "student"]
+    stored = read(workdir / "store" / "negative.json")
+    assert found["negative"]["train"] == stored and stored["positions"] == stored["positions_of"] > 0
+    assert "the teacher is confidently wrong at" in printed and "calibration error: " in printed
+    assert "2 seeds" in " ".join(found["ceiling"]["sentences"])
+
+
 def test_totals_are_sums(job: tuple[Path, Path, str]) -> None:
     ledger = read(job[1] / "ledger.json")
     stages = {entry["stage"] for entry in ledger["entries"]}
@@ -78,8 +92,10 @@ def test_mlflow_holds_runs_costs_and_usable_models(job: tuple[Path, Path, str], 
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("digits")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert {"digits", "teacher", "capture", "student/0", "student/1", "baseline/0", "evaluate"} <= set(runs)
+    assert {"digits", "teacher", "capture", "student/0", "student/1", "baseline/0", "evaluate", "audit"} <= set(runs)
     parent = runs["digits"]
+    assert {"quality/student_ece", "bias/ink_accuracy_difference_student"} <= set(runs["audit"].data.metrics)
+    assert "negative/rate" in runs["capture"].data.metrics
     assert runs["capture"].data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.data.params["distill.temperature"] == "2.0"
     assert {"quality/student_accuracy", "quality/gain", "cost/usd", "store/bytes"} <= set(parent.data.metrics)
@@ -97,7 +113,7 @@ def test_a_second_run_skips_everything_and_says_so(job: tuple[Path, Path, str], 
     before = read(workdir / "student" / "0" / "stage.json")
     again = distill("run", spec)
     assert again.returncode == 0, again.stderr
-    for stage in ("prepare", "teacher", "capture", "student/0", "baseline/1", "evaluate", "report"):
+    for stage in ("prepare", "teacher", "capture", "student/0", "baseline/1", "evaluate", "audit", "report"):
         assert any(line.startswith(stage) and "skipped" in line for line in again.stdout.splitlines()), again.stdout
     assert read(workdir / "student" / "0" / "stage.json") == before
 
