@@ -1,9 +1,7 @@
 """Rows that the teacher could not score: left out of the store, named in the quarantine, and missed by nobody."""
 
-import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -280,36 +278,3 @@ def test_a_part_whose_quarantine_is_gone_is_made_again(store: Folder) -> None:
     assert not len(start(store, plan, shas).missing())
     quarantine_path(store, 1).unlink()
     assert start(store, plan, shas).missing().tolist() == [1]
-
-
-def test_batches_are_cut_anew_and_never_held_whole(tmp_path: Path) -> None:
-    facts, rows = table_facts("tabular", 1, 5000), 5000
-    data, size = Folder(str(tmp_path / "data")), facts.rows_per_batch
-    make_data(data, facts)
-    table = TableReader(data / "train")
-    plan = StorePlan.make(facts, DenseCodec(), "teacher", facts.targets)
-    whole = pa.Table.from_batches(table.batches(0)).combine_chunks().to_batches()[0]
-    encoded = plan.make_codec().encode(torch.randn(rows, facts.targets), torch.zeros(rows).long())
-    shas = []
-    for number, cuts in enumerate(([size] * 5, [1, 7, 2000, 0, 3, 1500, 2000], [rows])):
-        folder, asked = Folder(str(tmp_path / f"store-{number}")), [0, 0]
-        starts = np.minimum(np.cumsum([0, *cuts]), rows).tolist()
-
-        def pieces(way: int, take: Callable, asked=asked, starts=starts) -> Iterator:
-            for first, last in itertools.pairwise(starts):
-                asked[way] += 1
-                assert abs(asked[0] - asked[1]) <= 1, "read ahead of what is encoded"
-                yield take(first, last)
-
-        start(folder, plan, table.facts["part_sha256"])
-        record = write_part(
-            folder,
-            plan,
-            0,
-            pieces(0, lambda first, last: whole.slice(first, last - first)),
-            pieces(1, lambda first, last: {name: values[first:last] for name, values in encoded.items()}),
-            data_sha256=table.facts["part_sha256"][0],
-        )
-        assert record.rows == record.tokens == rows
-        shas.append(record.sha256)
-    assert len(set(shas)) == 1, "the same bytes, however the rows came"

@@ -1,9 +1,12 @@
 """Plan, writer and reader: what is written comes back, and what doesn't fit is refused in one sentence."""
 
 import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from store_cases import CLASSES, LENGTH, VOCABULARY, lm_facts, make_data, make_store, table_facts
@@ -154,3 +157,36 @@ def test_plans_that_are_refused(tmp_path: Path) -> None:
         folder.write_json("plan.json", good | change)
         with pytest.raises(StoreError, match=message):
             StorePlan.load(folder)
+
+
+def test_batches_are_cut_anew_and_never_held_whole(tmp_path: Path) -> None:
+    facts, rows = table_facts("tabular", 1, 5000), 5000
+    data, size = Folder(str(tmp_path / "data")), facts.rows_per_batch
+    make_data(data, facts)
+    table = TableReader(data / "train")
+    plan = StorePlan.make(facts, DenseCodec(), "teacher", facts.targets)
+    whole = pa.Table.from_batches(table.batches(0)).combine_chunks().to_batches()[0]
+    encoded = plan.make_codec().encode(torch.randn(rows, facts.targets), torch.zeros(rows).long())
+    shas = []
+    for number, cuts in enumerate(([size] * 5, [1, 7, 2000, 0, 3, 1500, 2000], [rows])):
+        folder, asked = Folder(str(tmp_path / f"store-{number}")), [0, 0]
+        starts = np.minimum(np.cumsum([0, *cuts]), rows).tolist()
+
+        def pieces(way: int, take: Callable, asked=asked, starts=starts) -> Iterator:
+            for first, last in itertools.pairwise(starts):
+                asked[way] += 1
+                assert abs(asked[0] - asked[1]) <= 1, "read ahead of what is encoded"
+                yield take(first, last)
+
+        start(folder, plan, table.facts["part_sha256"])
+        record = write_part(
+            folder,
+            plan,
+            0,
+            pieces(0, lambda first, last: whole.slice(first, last - first)),
+            pieces(1, lambda first, last: {name: values[first:last] for name, values in encoded.items()}),
+            data_sha256=table.facts["part_sha256"][0],
+        )
+        assert record.rows == record.tokens == rows
+        shas.append(record.sha256)
+    assert len(set(shas)) == 1, "the same bytes, however the rows came"
