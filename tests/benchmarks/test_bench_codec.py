@@ -14,7 +14,7 @@ from distill_jobs.losses import forward_kl
 from distill_jobs.store.codecs import bytes_per_position
 from distill_jobs.store.codecs.dense import DenseCodec
 from distill_jobs.store.codecs.hybrid import HybridCodec
-from distill_jobs.store.codecs.select import select
+from distill_jobs.store.codecs.select import _passes, select
 from distill_jobs.store.codecs.topk import TopKCodec
 from distill_jobs.store.draws import uniforms
 
@@ -48,11 +48,13 @@ def test_encoding_beside_the_head_matmul(classes: int, threads: int) -> None:
     hidden, matrix = torch.randn(ROWS, HIDDEN), torch.randn(classes, HIDDEN)
     logits = 3 * torch.randn(ROWS, classes)
     gold = logits.topk(20).indices[:, 19].contiguous()
+    gold_logit = logits.gather(1, gold[:, None])
     codec, chances = HybridCodec(48, 16), uniforms(0, torch.arange(ROWS), 1)
     seconds = interleaved(
         {
             "matmul": lambda: hidden @ matrix.T,
             "encode": lambda: codec.encode(logits, gold, chances),
+            "whole rows by Torch's operators alone": lambda: _passes(logits, 48, 16, gold_logit, chances),
             "encode topk 64": lambda: TopKCodec(64).encode(logits, gold),
             "logsumexp of whole rows": lambda: torch.logsumexp(logits, dim=-1),
         }

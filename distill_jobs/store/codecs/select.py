@@ -1,12 +1,11 @@
 """From whole rows of logits to what a store keeps of them: the head, draws from the tail, and the statistics.
 
-All codecs but ``dense`` stand on this: what it returns is exact, and a codec only rounds it. Shapes: N positions,
-V classes, K head entries, M tail nodes, D draws.
+All codecs but ``dense`` stand on this: what it returns is exact, and a codec only rounds it. On a CPU whole rows are
+read by compiled code where there is a compiler (``native``), in two passes; anywhere else by Torch's operators, which
+give the same up to rounding. Shapes: N positions, V classes, K head entries, M tail nodes, D draws.
 """
 
-import math
 import threading
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,12 +13,13 @@ from torch import Tensor
 from distill_jobs.store.blocks import by_blocks, rows_in_cache
 from distill_jobs.store.codecs.base import FLOOR
 from distill_jobs.store.codecs.fields import refuse_broken
+from distill_jobs.store.codecs.native import LEAST_SUM, STEP, Rows, library, read_rows
 from distill_jobs.store.signal import TeacherSignal
 from distill_jobs.store.tail import NO_TAIL, TAIL_BETAS
 
 _GROUP = 64
-_STEP = 0.05  # All of TAIL_BETAS are multiples of it.
-_LOG2E = math.log2(math.e)
+_WIDE = 4096  # classes from which on a second of compiling is soon made up for
+_AT_ONCE = 64
 
 
 def select(logits: Tensor, gold: Tensor, head: int, draws: int = 0, uniforms: Tensor | None = None) -> TeacherSignal:
@@ -38,7 +38,9 @@ def select(logits: Tensor, gold: Tensor, head: int, draws: int = 0, uniforms: Te
     logits = logits.float() if logits.dtype == torch.float64 else logits
     classes = logits.shape[1]
     gold_logit = logits.gather(1, gold.clamp(min=0)[:, None])
-    found = _passes(logits, min(head, classes), draws, uniforms)
+    assert uniforms is not None or not draws, "draws need uniforms"
+    compiled = logits.device.type == "cpu" and classes >= _WIDE and library() is not None
+    found = (_compiled if compiled else _passes)(logits, min(head, classes), draws, gold_logit, uniforms)
     refuse_broken(found.top[:, 0])
     inside, peak = found.top[:, :-1], found.top[:, -1]
 
@@ -55,41 +57,31 @@ def select(logits: Tensor, gold: Tensor, head: int, draws: int = 0, uniforms: Te
         head_logprob=logprob,
         tail_nodes=(betas * offset + log_sums).clamp(min=NO_TAIL),
         gold_logprob=torch.where(has_gold, (gold_logit - total)[:, 0].clamp(min=FLOOR), 0.0),
-        gold_rank=torch.where(has_gold, _ranks(logits, gold_logit, found.top, has_gold), -1),
+        gold_rank=torch.where(has_gold, found.ranks, -1),
         entropy=(tail_entropy - (logprob.exp() * logprob).sum(dim=-1)).clamp_(min=0.0),
         classes=classes,
         top1_ids=found.ids[:, 0],
         top1_logprob=(found.top[:, :1] - total)[:, 0],
-        draw_ids=found.draw_ids,
-        draw_logprob=None if found.draw_ids is None else (logits.gather(1, found.draw_ids) - total).clamp(min=FLOOR),
+        draw_ids=found.drawn if draws else None,
+        draw_logprob=(logits.gather(1, found.drawn) - total).clamp(min=FLOOR) if draws else None,
     )
 
 
-@dataclass(frozen=True)
-class _Passes:
-    """What has to be read off whole rows.
+def _compiled(logits: Tensor, k: int, draws: int, gold_logit: Tensor, uniforms: Tensor | None) -> Rows:
+    def some(rows: slice) -> Rows:
+        return read_rows(logits[rows], k, draws, gold_logit[rows, 0], None if uniforms is None else uniforms[rows])
 
-    Attributes:
-        top: [N, K + 1] float32, the K largest logits and the tail's largest (-inf where there is no tail).
-        ids: [N, K or K + 1], their classes.
-        sums: [N, M], Σ_tail exp(β·(ℓ - peak)) at every node, with the tail's largest logit as the peak.
-        weighted: [N], Σ_tail exp(ℓ - peak)·(ℓ - peak).
-        draw_ids: [N, D] int64.
-    """
-
-    top: Tensor
-    ids: Tensor
-    sums: Tensor
-    weighted: Tensor
-    draw_ids: Tensor | None
+    # Few at once: those of a half-precision teacher are copied.
+    each = -(-len(logits) // torch.get_num_threads())
+    return Rows.joined(by_blocks(some, logits, max(1, min(_AT_ONCE, each))))
 
 
-def _passes(logits: Tensor, k: int, draws: int, uniforms: Tensor | None) -> _Passes:
+def _passes(logits: Tensor, k: int, draws: int, gold_logit: Tensor, uniforms: Tensor | None) -> Rows:
     # Each thread's own: fresh pages for every block would cost several times what the arithmetic does.
     own = threading.local()
     classes = logits.shape[1]
 
-    def one(rows: slice) -> tuple[Tensor, ...]:
+    def some(rows: slice) -> Rows:
         block = logits[rows]
         if not hasattr(own, "work"):
             shape = (rows_in_cache(logits), -(-classes // _GROUP) * _GROUP)
@@ -99,13 +91,10 @@ def _passes(logits: Tensor, k: int, draws: int, uniforms: Tensor | None) -> _Pas
         top = torch.nn.functional.pad(top.float(), (0, k + 1 - top.shape[1]), value=-torch.inf)
         work = [w[: len(block)] for w in own.work]
         sums, weighted, chances = _tail_sums(block, ids[:, :k], top[:, k:], work)
-        if not draws:
-            return top, ids, sums, weighted
-        assert uniforms is not None, "draws need uniforms"
-        return top, ids, sums, weighted, _draw(chances, uniforms[rows], draws, classes)
+        drawn = ids[:, :0] if uniforms is None or not draws else _draw(chances, uniforms[rows], draws, classes)
+        return Rows(top, ids, sums, weighted, drawn, _ranks(block, gold_logit[rows], top))
 
-    pieces = [torch.cat(piece) for piece in zip(*by_blocks(one, logits), strict=True)]
-    return _Passes(pieces[0], pieces[1], pieces[2], pieces[3], pieces[4] if draws else None)
+    return Rows.joined(by_blocks(some, logits))
 
 
 def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -136,7 +125,7 @@ def _tail_sums(logits: Tensor, ids: Tensor, peak: Tensor, work: list[Tensor]) ->
     x, u1, u2, u3, u4 = work
     classes = logits.shape[1]
     # As powers of 2, which take half the time of powers of e.
-    torch.add(-_STEP * _LOG2E * peak.clamp(min=NO_TAIL), logits, alpha=_STEP * _LOG2E, out=x[:, :classes])
+    torch.add(-STEP * peak.clamp(min=NO_TAIL), logits, alpha=STEP, out=x[:, :classes])
     x[:, classes:] = -torch.inf
     # The head is taken out before anything is summed: a small tail is never the difference of two large sums.
     x.scatter_(1, ids, -torch.inf)
@@ -151,9 +140,8 @@ def _tail_sums(logits: Tensor, ids: Tensor, peak: Tensor, work: list[Tensor]) ->
     u20 = torch.mul(u10, u10, out=u1)
     sums += [u20.sum(dim=-1), torch.mul(u20, u2, out=u3).sum(dim=-1), torch.linalg.vector_norm(u20, dim=-1) ** 2]
     # 0·(-inf) where a class has no mass: those products are NaN, and count for nothing.
-    weighted = torch.mul(u20, x, out=u2).nansum(dim=-1) / (_STEP * _LOG2E)
-    # A tail without any finite logit has sums of 0; its peak of -inf already says that it holds nothing.
-    return torch.stack(sums, dim=1).clamp_(min=1e-30), weighted, u20
+    weighted = torch.mul(u20, x, out=u2).nansum(dim=-1) / STEP
+    return torch.stack(sums, dim=1).clamp_(min=LEAST_SUM), weighted, u20
 
 
 def _draw(chances: Tensor, uniforms: Tensor, draws: int, classes: int) -> Tensor:
@@ -181,10 +169,10 @@ def _draw(chances: Tensor, uniforms: Tensor, draws: int, classes: int) -> Tensor
     return (group * _GROUP + place).clamp_(max=classes - 1)
 
 
-def _ranks(logits: Tensor, gold_logit: Tensor, top: Tensor, has_gold: Tensor) -> Tensor:
+def _ranks(logits: Tensor, gold_logit: Tensor, top: Tensor) -> Tensor:
     """[N] classes likelier than the gold one; whole rows are searched only where the gold class is in the tail."""
     rank = (top[:, :-1] > gold_logit).sum(dim=-1)
-    rows = (has_gold & (gold_logit[:, 0] < top[:, -1])).nonzero().flatten()
-    for few in torch.split(rows, rows_in_cache(logits)):
-        rank[few] = (logits[few] > gold_logit[few]).sum(dim=-1)
+    rows = (gold_logit[:, 0] < top[:, -1]).nonzero().flatten()
+    if len(rows):
+        rank[rows] = (logits[rows] > gold_logit[rows]).sum(dim=-1)
     return rank
