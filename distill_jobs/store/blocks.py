@@ -5,8 +5,9 @@ operation: that would make them wait for one another dozens of times a block, wh
 want the same cores.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -45,3 +46,20 @@ def by_blocks(work: Callable[[slice], Made], over: Tensor, rows: int | None = No
     finally:
         # A thread sets its own number, but also the default of threads to come: that goes back to what it was.
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """For many small steps on a CPU: by this thread alone. Also a decorator.
+
+    A few thousand numbers are done sooner than a second thread is met at the end of each step, and where other
+    processes want the cores that meeting takes milliseconds.
+    """
+    threads = torch.get_num_threads()
+    if threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if threads > 1:
+            torch.set_num_threads(threads)

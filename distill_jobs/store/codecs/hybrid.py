@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill_jobs.store.blocks import alone
 from distill_jobs.store.codecs import fields
 from distill_jobs.store.codecs.base import FLOOR, Columns, Field
 from distill_jobs.store.codecs.select import select
@@ -52,6 +53,7 @@ class HybridCodec:
     def encode(self, logits: Tensor, gold: Tensor, uniforms: Tensor | None = None) -> Columns:
         return self.pack(select(logits, gold, self.head, self.draws, uniforms))
 
+    @alone()
     def pack(self, signal: TeacherSignal) -> Columns:
         """The columns of an exact signal with a head of min(``head``, V) entries, likeliest first, and the draws."""
         assert signal.head_ids is not None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill_jobs.store.blocks import alone
 from distill_jobs.store.codecs import fields
 from distill_jobs.store.codecs.base import Columns, Field
 from distill_jobs.store.codecs.hybrid import DRAW_RANGE, codes_of, logprobs_of
@@ -44,6 +45,7 @@ class SampledCodec:
     def encode(self, logits: Tensor, gold: Tensor, uniforms: Tensor | None = None) -> Columns:
         return self.pack(select(logits, gold, 0, self.draws, uniforms))
 
+    @alone()
     def pack(self, signal: TeacherSignal) -> Columns:
         """The columns of an exact signal without a head, whose draws are in rising order of their classes."""
         assert signal.draw_ids is not None

@@ -10,7 +10,7 @@ import threading
 import torch
 from torch import Tensor
 
-from distill_jobs.store.blocks import by_blocks, rows_in_cache
+from distill_jobs.store.blocks import alone, by_blocks, rows_in_cache
 from distill_jobs.store.codecs.base import FLOOR
 from distill_jobs.store.codecs.fields import refuse_broken
 from distill_jobs.store.codecs.native import LEAST_SUM, STEP, Rows, library, read_rows
@@ -19,7 +19,7 @@ from distill_jobs.store.tail import NO_TAIL, TAIL_BETAS
 
 _GROUP = 64
 _WIDE = 4096  # classes from which on a second of compiling is soon made up for
-_AT_ONCE = 64
+_AT_ONCE = 32
 
 
 def select(logits: Tensor, gold: Tensor, head: int, draws: int = 0, uniforms: Tensor | None = None) -> TeacherSignal:
@@ -42,8 +42,12 @@ def select(logits: Tensor, gold: Tensor, head: int, draws: int = 0, uniforms: Te
     compiled = logits.device.type == "cpu" and classes >= _WIDE and library() is not None
     found = (_compiled if compiled else _passes)(logits, min(head, classes), draws, gold_logit, uniforms)
     refuse_broken(found.top[:, 0])
-    inside, peak = found.top[:, :-1], found.top[:, -1]
+    return _signal(found, logits, gold, gold_logit, draws)
 
+
+@alone()
+def _signal(found: Rows, logits: Tensor, gold: Tensor, gold_logit: Tensor, draws: int) -> TeacherSignal:
+    inside, peak = found.top[:, :-1], found.top[:, -1]
     log_sums = found.sums.log()
     at_one = TAIL_BETAS.index(1.0)
     total = torch.logaddexp(torch.logsumexp(inside, dim=-1), peak + log_sums[:, at_one])[:, None]
@@ -59,7 +63,7 @@ def select(logits: Tensor, gold: Tensor, head: int, draws: int = 0, uniforms: Te
         gold_logprob=torch.where(has_gold, (gold_logit - total)[:, 0].clamp(min=FLOOR), 0.0),
         gold_rank=torch.where(has_gold, found.ranks, -1),
         entropy=(tail_entropy - (logprob.exp() * logprob).sum(dim=-1)).clamp_(min=0.0),
-        classes=classes,
+        classes=logits.shape[1],
         top1_ids=found.ids[:, 0],
         top1_logprob=(found.top[:, :1] - total)[:, 0],
         draw_ids=found.drawn if draws else None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from distill_jobs.store.blocks import alone
 from distill_jobs.store.codecs import fields
 from distill_jobs.store.codecs.base import Columns, Field
 from distill_jobs.store.codecs.select import select
@@ -37,6 +38,7 @@ class TopKCodec:
     def encode(self, logits: Tensor, gold: Tensor, uniforms: Tensor | None = None) -> Columns:  # noqa: ARG002
         return self.pack(select(logits, gold, self.k))
 
+    @alone()
     def pack(self, signal: TeacherSignal) -> Columns:
         """The columns of an exact signal whose head has min(k, V) entries, likeliest first."""
         assert signal.head_ids is not None
