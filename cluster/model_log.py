@@ -59,6 +59,13 @@ def log_model(
         _register(client, registered, logged, run_id)
 
 
+def tag_versions(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of all versions in the registry that a run's models are."""
+    for version in client.search_model_versions(f"run_id = '{run_id}'"):
+        for key, value in tags.items():
+            client.set_model_version_tag(version.name, version.version, key, value)
+
+
 def _register(client: Any, name: str, logged: Any, run_id: str | None) -> None:
     try:
         client.create_registered_model(name)

@@ -20,9 +20,9 @@ from typing import Any, Concatenate, Literal, ParamSpec
 from cluster.errors import TrackingError
 from cluster.files import Folder
 from cluster.logged import flatten, key_for, one_line, tags_for, without_login
-from cluster.model_log import log_model
+from cluster.model_log import log_model, tag_versions
 
-__all__ = ["Run", "Status", "Tracker", "flatten", "open_command"]
+__all__ = ["Run", "Status", "Tracker", "flatten", "local_uri", "mlflow_quietly", "open_command"]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -51,10 +51,10 @@ class Tracker:
             raise TrackingError(
                 f"{home} is not on this machine, so MLflow's database can't lie there: give tracking.uri"
             )
-        self.uri = uri or _local_uri(home)
+        self.uri = uri or local_uri(home)
         self._silent_until = 0.0
         self._warned = False
-        mlflow = _mlflow()
+        mlflow = mlflow_quietly()
         try:
             if uri is None:
                 home.path().mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ class Run:
         """Log numbers (None is left out). They are sent about every two seconds, and when the run ends."""
         if self.run_id is None:
             return
-        entity, now = _mlflow().entities.Metric, int(time.time() * 1000)
+        entity, now = mlflow_quietly().entities.Metric, int(time.time() * 1000)
         found = [entity(key_for(k), float(v), now, step or 0) for k, v in values.items() if v is not None]
         with self._lock:
             self._pending = (self._pending + found)[-10 * _PENDING_METRICS :]
@@ -159,7 +159,7 @@ class Run:
     def params(self, values: Mapping[str, Any]) -> None:
         """Log settings, flattened to dotted keys. Those that the run has already are left as they are."""
         had = self.tracker.client.get_run(self.run_id).data.params
-        entity = _mlflow().entities.Param
+        entity = mlflow_quietly().entities.Param
         new = [entity(key, value) for key, value in flatten(values).items() if key not in had]
         for some in _batches(new):
             self.tracker.client.log_batch(self.run_id, params=some)
@@ -167,7 +167,7 @@ class Run:
     @_softly
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags: digests, the stage, what was skipped."""
-        entity = _mlflow().entities.RunTag
+        entity = mlflow_quietly().entities.RunTag
         clean = [entity(key, value) for key, value in tags_for(values).items()]
         for some in _batches(clean):
             self.tracker.client.log_batch(self.run_id, tags=some)
@@ -211,6 +211,11 @@ class Run:
             registered=key_for(registered) if registered else None,
         )
 
+    @_softly
+    def model_tags(self, values: Mapping[str, Any]) -> None:
+        """Set tags of the registered versions of this run's models."""
+        tag_versions(self.tracker.client, str(self.run_id), tags_for(values))
+
     def end(self, status: Status = "FINISHED") -> None:
         """Send what is still pending and close the run."""
         self._flush()
@@ -237,11 +242,11 @@ def open_command(uri: str | None, home: Folder) -> str:
     """The one command that opens MLflow's pages for what was logged."""
     if uri and uri.startswith("http"):
         return f"{_program('python')} -m webbrowser {shlex.quote(without_login(uri))}"
-    return f"{_program('mlflow')} ui --backend-store-uri {shlex.quote(without_login(uri or _local_uri(home)))}"
+    return f"{_program('mlflow')} ui --backend-store-uri {shlex.quote(without_login(uri or local_uri(home)))}"
 
 
 @functools.cache
-def _mlflow() -> Any:
+def mlflow_quietly() -> Any:
     """MLflow, imported at the first use: quiet, without its usage statistics, and giving up on a dead server soon."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -273,7 +278,8 @@ def _experiment(client: Any, name: str, place: str | None) -> str:
     return str(found.experiment_id)
 
 
-def _local_uri(home: Folder) -> str:
+def local_uri(home: Folder) -> str:
+    """The database that stands in for a server, in the folder ``home``."""
     return f"sqlite:///{home.path() / 'mlflow.db'}"
 
 

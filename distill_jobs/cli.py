@@ -101,6 +101,19 @@ def report(spec: Spec, overrides: Set = None) -> None:
     _stages(spec, overrides, ("report",))
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN…", help="Pipelines: ids of MLflow runs, or workdirs.")],
+    out: Annotated[str, typer.Option(help="The page to write.")] = "compare.html",
+    tracking: Annotated[str | None, typer.Option(help="MLflow's address, for runs given by their ids.")] = None,
+) -> None:
+    """Set pipelines side by side, from MLflow: quality against cost, what differs, costs by stage, verdicts."""
+    from distill_jobs.comparing import compare as compare_runs
+    from distill_jobs.console import Console
+
+    compare_runs(runs, out, tracking, Console())
+
+
 def main() -> None:
     """Run the command; an error of ours is one sentence and an exit code, never a traceback."""
     signal.signal(signal.SIGTERM, _stop)

@@ -23,7 +23,7 @@ from distill_jobs.words import size
 
 Made = dict[str, Any]
 Work = Callable[[Advance], tuple[Made, Usage]]
-_RUNS = "tracking.json"
+RUNS = "tracking.json"
 _LOADER = "distill_jobs.models.serving:load"
 _PACKAGES = ("distill-jobs", "torch", "transformers")
 
@@ -65,8 +65,8 @@ class Context:
 
     @property
     def home(self) -> Folder:
-        """The folder beside the workdir, where MLflow's own database lies unless a server is named."""
-        return Folder(self.workdir.uri.rstrip("/").rpartition("/")[0])
+        """Where MLflow's own database lies unless a server is named."""
+        return home_of(self.workdir)
 
     @cached_property
     def parent(self) -> Run:
@@ -123,17 +123,22 @@ class Context:
         self.console.finished(record.stage, usage, usd, _note(record.made))
 
     def _known(self, name: str) -> str | None:
-        if not self.workdir.exists(_RUNS):
+        if not self.workdir.exists(RUNS):
             return None
-        known = self.workdir.read_json(_RUNS).get(name)
+        known = self.workdir.read_json(RUNS).get(name)
         return str(known) if known else None
 
     def _remember(self, name: str, run_id: str | None) -> None:
-        known = self.workdir.read_json(_RUNS) if self.workdir.exists(_RUNS) else {}
+        known = self.workdir.read_json(RUNS) if self.workdir.exists(RUNS) else {}
         if run_id and known.get(name) != run_id:
             # Another pipeline run: its nested runs are others, too.
             known = {**({} if name == "pipeline" else known), name: run_id}
-            self.workdir.write_json(_RUNS, known)
+            self.workdir.write_json(RUNS, known)
+
+
+def home_of(workdir: Folder) -> Folder:
+    """The folder beside a workdir."""
+    return Folder(workdir.uri.rstrip("/").rpartition("/")[0] or ".")
 
 
 def require_all(job: Job, session: Session) -> None:

@@ -125,3 +125,8 @@ def dollars(value: float) -> str:
 def significant(value: float) -> str:
     """Three significant digits, however small."""
     return f"{value:.3g}" if value and abs(value) < 1e-3 else _three(value)
+
+
+def ordinary(text: str) -> str:
+    """``text`` with plain spaces, for where people search in it."""
+    return text.replace("\u00a0", " ")

@@ -48,10 +48,18 @@ def spread(plot: Plot) -> str:
 def offsets(plot: Plot) -> dict[int, float]:
     """How far each series of points or bars stands off its category, so that they don't cover each other."""
     many = [i for i, series in enumerate(plot.series) if series.kind != "line"]
-    if (plot.y.names is None and plot.x.names is None) or len(many) < 2:
+    if plot.stacked or (plot.y.names is None and plot.x.names is None) or len(many) < 2:
         return {}
     step = 0.62 / len(many)
     return {series: (place - (len(many) - 1) / 2) * step for place, series in enumerate(many)}
+
+
+def before(plot: Plot, series: Series) -> list[float]:
+    """Where each bar of a series begins: at 0, or where those before it end in their category."""
+    if not plot.stacked:
+        return [0.0] * len(series.x)
+    earlier = plot.series[: plot.series.index(series)]
+    return [sum(x for each in earlier for x, y in zip(each.x, each.y, strict=True) if y == at) for at in series.y]
 
 
 def short(text: str, most: int = _LABEL) -> str:
@@ -77,7 +85,7 @@ def _series(axes: Any, series: Series, plot: Plot) -> None:
     if series.kind == "bars":
         size = 0.62 / max(1, len(offsets(plot)))
         if upright:
-            axes.barh(y, x, height=size, color=series.colour, alpha=alpha, label=series.name or None)
+            axes.barh(y, x, size, before(plot, series), color=series.colour, alpha=alpha, label=series.name or None)
         else:
             axes.bar(x, y, width=size, color=series.colour, alpha=alpha, label=series.name or None)
     else:

@@ -95,7 +95,7 @@ def figure(plot: Plot) -> dict[str, Any]:
         "hoverlabel": {"bgcolor": "var(--card)", "bordercolor": "var(--grid)", "align": "left"},
         "shapes": lines,
         "annotations": [_word(plot, mark) for mark in plot.marks if mark.word],
-        "barmode": "overlay",
+        "barmode": "stack" if plot.stacked else "overlay",
     }
     return {"data": traces, "layout": layout}
 

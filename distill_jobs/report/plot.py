@@ -73,7 +73,7 @@ class Mark:
 @dataclass(frozen=True)
 class Plot:
     """The whole. ``name`` is unique on its page; ``said`` is for who can't see it; ``diagonal`` draws y = x;
-    ``wide``: there is room for long names, when it is live; ``height`` is in inches."""
+    ``stacked`` bars follow each other; ``wide``: live, there is room for long names; ``height`` is in inches."""
 
     name: str
     title: str
@@ -83,6 +83,7 @@ class Plot:
     said: str
     height: float = 2.8
     wide: bool = False
+    stacked: bool = False
     surface: Surface | None = None
     marks: Sequence[Mark] = ()
     diagonal: bool = False

@@ -1,0 +1,44 @@
+"""What MLflow shows of verdict and audit: tags of the pipeline's run and of its registered models, and intervals."""
+
+from typing import Any
+
+from distill_jobs import words
+from distill_jobs.report.estimates import flat, number
+from distill_jobs.words import percent
+
+Json = dict[str, Any] | None
+
+
+def tags_of(verdict: Json, audit: Json) -> dict[str, str]:
+    """Tags by name; none of what is not there yet."""
+    tags: dict[str, str] = {}
+    if verdict is not None:
+        tags |= {"distill.verdict": verdict["answer"], "distill.goal": verdict["goal"]}
+        tags["distill.verdict_sentence"] = verdict["sentence"]
+    if audit is None:
+        return tags
+    ceiling, bias = audit["ceiling"], audit["bias"]
+    heldout = audit["negative"]["heldout"]
+    tags["distill.gap_closed"] = flat(ceiling["gap_closed"], lambda value: percent(value, 0))
+    if bias["columns"]:
+        counted = [f"{count} {label}" for label, count in bias["labels"].items() if count]
+        tags["distill.audit"] = ", ".join(counted) or "no group was large enough to judge"
+    if bias["limit"]:
+        over = [f"{one['metric']} over {one['column']} {one['gap']['value']:.4f}" for one in bias["limit"]["over"]]
+        tags["distill.max_gap"] = f"exceeded: {', '.join(over)}" if over else "kept"
+    if not heldout["small"]:
+        tags["distill.negative_transfer"] = flat(heldout["arms"]["student"]["negative_transfer_ratio"], number)
+    return {name: words.ordinary(text) for name, text in tags.items()}
+
+
+def intervals_of(audit: Json) -> dict[str, float]:
+    """The ends of the intervals of each arm's quality, as metrics; empty without an audit."""
+    if audit is None:
+        return {}
+    found = {}
+    for role in ("teacher", "student", "baseline"):
+        quality = audit["ceiling"]["arms"][role]["quality"]
+        for end in ("low", "high"):
+            if quality[end] is not None:
+                found[f"quality/{role}_{audit['metric']}_{end}"] = float(quality[end])
+    return found
