@@ -1,10 +1,11 @@
 """A ``Plot`` as SVG: stands still, prints, and takes the colours of the page's theme."""
 
+import math
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from distill_jobs import words
 from distill_jobs.report.plot import Axis, Plot, Series, Surface
@@ -12,6 +13,7 @@ from distill_jobs.report.svg import GRID, INK, STUDENT, canvas, styled, to_svg
 
 _LABEL = 30
 _SHADES = 7
+_DECADES = 3
 _DASH = {"solid": "-", "dash": (0, (4, 3)), "dot": (0, (1, 2))}
 _SAY = {"number": words.plain, "percent": words.share, "money": words.dollars}
 
@@ -28,8 +30,8 @@ def draw(plot: Plot) -> Markup:
             _series(axes, series, plot)
         if plot.diagonal:
             axes.plot([0, 1], [0, 1], color=GRID, linewidth=1, zorder=0)
-        _axis(axes.xaxis, plot.x)
-        _axis(axes.yaxis, plot.y)
+        _axis(axes.xaxis, plot.x, ticks(plot, "x"))
+        _axis(axes.yaxis, plot.y, ticks(plot, "y"))
         if plot.y.names is not None:
             axes.set_ylim(len(plot.y.names) - 0.4, -0.6)
             axes.grid(axis="y", visible=False)
@@ -60,6 +62,18 @@ def before(plot: Plot, series: Series) -> list[float]:
         return [0.0] * len(series.x)
     earlier = plot.series[: plot.series.index(series)]
     return [sum(x for each in earlier for x, y in zip(each.x, each.y, strict=True) if y == at) for at in series.y]
+
+
+def ticks(plot: Plot, which: str) -> list[float]:
+    """Where a logarithmic axis is marked: at 1, 2 and 5 times powers of ten, or at these alone over many of them."""
+    axis = plot.x if which == "x" else plot.y
+    values = [value for series in plot.series for value in (series.x if which == "x" else series.y) if value > 0]
+    if not axis.log or not values:
+        return []
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    steps = (1, 2, 5) if high - low <= _DECADES else (1,)
+    marked = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    return [at for at in marked if min(values) / 2 <= at <= max(values) * 2]
 
 
 def short(text: str, most: int = _LABEL) -> str:
@@ -107,7 +121,7 @@ def _intervals(axes: Any, series: Series, x: Any, y: Any, along: str) -> None:
         axes.plot(*ends, color=series.colour, linewidth=2.2, alpha=0.3 if series.faint else 0.55, zorder=2)
 
 
-def _axis(axis: Any, given: Axis) -> None:
+def _axis(axis: Any, given: Axis, marked: list[float]) -> None:
     axis.set_label_text(given.title)
     if given.names is not None:
         axis.set_major_locator(FixedLocator(list(range(len(given.names)))))
@@ -115,7 +129,7 @@ def _axis(axis: Any, given: Axis) -> None:
         return
     if given.log:
         axis._set_axes_scale("log")
-        axis.set_major_locator(LogLocator(numticks=6))
+        axis.set_major_locator(FixedLocator(marked))
         axis.set_minor_locator(NullLocator())
         axis.set_minor_formatter(NullFormatter())
     else:

@@ -17,7 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from distill_jobs.report.blocks import Chart
-from distill_jobs.report.drawn import draw, offsets, say, short, spread
+from distill_jobs.report.drawn import draw, offsets, say, short, spread, ticks
 from distill_jobs.report.plot import Axis, Mark, Plot, Series
 from distill_jobs.report.svg import GRID, INK, STUDENT, THEME
 
@@ -87,10 +87,17 @@ def figure(plot: Plot) -> dict[str, Any]:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": _COLOUR[INK]},
-        "xaxis": _axis(plot.x, False, plot.wide),
-        "yaxis": _axis(plot.y, True, plot.wide),
+        "xaxis": _axis(plot, "x"),
+        "yaxis": _axis(plot, "y"),
         "showlegend": named,
-        "legend": {"orientation": "h", "x": 0, "y": -_LEGEND / height, "yanchor": "top", "itemsizing": "constant"},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": -_LEGEND / height,
+            "yanchor": "top",
+            "itemsizing": "constant",
+            "traceorder": "normal",
+        },
         "hovermode": "closest",
         "hoverlabel": {"bgcolor": "var(--card)", "bordercolor": "var(--grid)", "align": "left"},
         "shapes": lines,
@@ -131,8 +138,16 @@ def _trace(plot: Plot, series: Series, shift: float) -> dict[str, Any]:
     dots = {"color": colour, "size": 9, "symbol": _MARKER[series.marker]}
     if not series.labels:
         return {**trace, "mode": "markers", "marker": dots}
-    text = {"text": [_text(short(label)) for label in series.labels], "textposition": "top right"}
+    text = {"text": [_text(short(label)) for label in series.labels], "textposition": _sides(plot, series)}
     return {**trace, "mode": "markers+text", "marker": dots, **text, "texttemplate": "%{text}", "cliponaxis": False}
+
+
+def _sides(plot: Plot, series: Series) -> list[str]:
+    """Beside each point the side with room for its word."""
+    scale = math.log if plot.x.log else float
+    values = [scale(x) for each in plot.series for x in each.x]
+    middle = (min(values) + max(values)) / 2
+    return ["top left" if scale(x) > middle else "top right" for x in series.x]
 
 
 def _error(series: Series, colour: str, along: str) -> dict[str, Any]:
@@ -171,7 +186,8 @@ def _surface(plot: Plot) -> dict[str, Any]:
     }
 
 
-def _axis(given: Axis, upright: bool, wide: bool) -> dict[str, Any]:
+def _axis(plot: Plot, which: str) -> dict[str, Any]:
+    given, upright = (plot.x, False) if which == "x" else (plot.y, True)
     axis: dict[str, Any] = {
         "title": {"text": _text(given.title), "standoff": 8},
         "automargin": True,
@@ -181,15 +197,16 @@ def _axis(given: Axis, upright: bool, wide: bool) -> dict[str, Any]:
         "tickfont": {"color": "var(--faint)"},
     }
     if given.names is not None:
-        names = [_text(short(name, _WIDE if wide else _NARROW)) for name in given.names]
+        names = [_text(short(name, _WIDE if plot.wide else _NARROW)) for name in given.names]
         ends = [len(names) - 0.4, -0.6] if upright else [-0.6, len(names) - 0.4]
         return {**axis, "tickvals": list(range(len(names))), "ticktext": names, "range": ends, "showgrid": False}
     if given.log:
-        axis |= {"type": "log", "exponentformat": "power", "dtick": 1}
+        marked = ticks(plot, which)
+        axis |= {"type": "log", "tickvals": marked, "ticktext": [say(given, at) for at in marked]}
     if given.kind == "percent":
         axis["tickformat"] = ".4~%"
     elif given.kind == "money":
-        axis |= {"tickprefix": "$", "tickformat": "~g" if given.log else "~s"}
+        axis |= {"tickprefix": "" if given.log else "$", "tickformat": ",.3~r"}
     return axis
 
 
