@@ -133,7 +133,7 @@ def _mixed(job: Job) -> list[str]:
 
 
 def _weights(model: Model) -> str | None:
-    return brought_digest(model) if model.kind in ("hf", "gguf", "factory") else None
+    return brought_digest(model) if model.kind in ("hf", "gguf", "factory", "saved") else None
 
 
 def _without(part: dict[str, Any] | None, names: Set[str]) -> dict[str, Any] | None:

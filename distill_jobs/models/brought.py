@@ -26,6 +26,8 @@ def brought_digest(model: spec.Model) -> str:
         return digest({"gguf": _file_sum(Path(model.chosen))})
     if model.kind == "hf":
         return digest({"hf": _hf_sums(model.chosen)})
+    if model.kind == "saved":
+        return digest({"saved": _saved_digest(Folder(model.chosen))})
     if model.kind == "factory":
         source = source_of(model.chosen.target)
         return digest({"factory": model.chosen.model_dump(), "source": _file_sum(source) if source else None})
@@ -63,6 +65,13 @@ def _hf_sums(where: str) -> Any:
         raise ModelError(f"there is no Hugging Face folder {where}, and it is not the id of a model") from None
     # In the cache a file lies under snapshots/<commit>/.
     return {"id": where, "commit": Path(cached).parent.name if isinstance(cached, str) else None}
+
+
+def _saved_digest(folder: Folder) -> str:
+    try:
+        return str(folder.read_json("serving.json")["digest"])
+    except (FileError, KeyError, TypeError):
+        raise ModelError(f"there is no complete model in {folder}") from None
 
 
 def _file_sum(path: Path) -> str:

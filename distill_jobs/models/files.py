@@ -30,6 +30,7 @@ from distill_jobs.models.spread import gpus, layer_map
 SERVING, SPEC, WEIGHTS = "serving.json", "model.json", "model.safetensors"
 _VERSION = 1
 _BLOCK = 1 << 22
+_SAME_FACTS = ("task", "features", "classes", "feature_width", "image_shape", "tokenizer_sha", "packing")
 
 
 def save_model(
@@ -131,6 +132,30 @@ def read_serving(folder: Folder) -> tuple[dict[str, Any], DataFacts]:
     if not whole:
         raise ModelError(f"the model in {folder} is damaged: its weights don't have the length that {SERVING} says")
     return serving, facts
+
+
+def check_reads_alike(folder: Folder, facts: DataFacts, data: Folder | None) -> None:
+    """Refuse a saved model that was made for data of another form: what it takes for one thing would be another.
+
+    Args:
+        data: the prepared data, whose encoder must be the model's own.
+
+    Raises:
+        ModelError: saying what differs.
+    """
+    _, known = read_serving(folder)
+    pairs = {name: (getattr(known, name), getattr(facts, name)) for name in _SAME_FACTS}
+    if facts.features in ("tabular", "image"):
+        pairs["features as given"] = (known.reads, facts.reads)
+    if data is not None and data.exists(ENCODER):
+        own = folder.read(ENCODER) if folder.exists(ENCODER) else b""
+        pairs["encoder (fitted on the training rows)"] = (own, data.read(ENCODER))
+    for name, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise ModelError(
+                f"the model in {folder} was made for data whose {name.replace('_', ' ')} differ from this job's: bring "
+                f"a model that was trained on rows prepared in the same way"
+            )
 
 
 def _read_hugging_face(path: Path, facts: DataFacts, dtype: torch.dtype, device: str, spread: int) -> nn.Module:

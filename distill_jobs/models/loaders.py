@@ -54,6 +54,13 @@ def load_factory(chosen: Any, wanted: Wanted) -> Loaded:
     return factory.revive(origin), origin
 
 
+def load_saved(chosen: str, wanted: Wanted) -> Loaded:
+    folder = Folder(chosen)
+    files.check_reads_alike(folder, wanted.facts, wanted.data)
+    scorer = files.load_model(folder)
+    return scorer.core, scorer.origin
+
+
 def load_mlp(chosen: Any, wanted: Wanted) -> Loaded:
     origin = builtin.mlp_origin(chosen, wanted.facts)
     return builtin.revive(origin), origin

@@ -16,7 +16,7 @@ from distill_jobs.models.scorer import Scorer
 
 
 def import_teacher(model: spec.Model, facts: DataFacts, data: Folder, folder: Folder) -> Scorer:
-    """Load a teacher that comes with its weights (hf, gguf or factory), check it against the data, and save it.
+    """Load a teacher that comes with its weights (hf, gguf, factory or saved), check it against the data, and save it.
 
     A GGUF file's weights are dequantised to fp32 and saved as an ordinary Hugging Face folder.
 
@@ -25,8 +25,8 @@ def import_teacher(model: spec.Model, facts: DataFacts, data: Folder, folder: Fo
             data's classes in another order, or was made for another tokenizer.
         VocabularyError: its vocabulary or number of classes is not the data's.
     """
-    scorer = build_model(model, facts, seed=0, trained_further=False)
-    if scorer.origin["kind"] == "hf":
+    scorer = build_model(model, facts, seed=0, trained_further=False, data=data)
+    if scorer.origin["kind"] == "hf" and model.kind != "saved":
         _check_class_order(scorer, facts, str(model.chosen))
         _check_tokenizer(model, facts, data)
     check_packing(scorer, facts)

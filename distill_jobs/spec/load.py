@@ -117,9 +117,7 @@ def _absolute(job: Job) -> Job:
         return tuple(local(p) for p in value) if isinstance(value, tuple) else value
 
     def model(value: Any) -> Any:
-        changes: dict[str, str] = {}
-        if value.gguf is not None:
-            changes["gguf"] = local(value.gguf)
+        changes = {name: local(path) for name in ("gguf", "saved") if (path := getattr(value, name)) is not None}
         if value.hf is not None and Path(value.hf).exists():
             changes["hf"] = local(value.hf)
         return value.model_copy(update=changes)

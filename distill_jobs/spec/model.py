@@ -60,13 +60,14 @@ class PrunedTeacher(Part):
 
 
 class Model(OneOf):
-    """Where a model comes from."""
+    """Where a model comes from. ``saved`` is the folder of a model that another job made: its ``teacher/model``."""
 
     what: ClassVar[str] = "kind of model"
     hf: str | None = None
     gguf: str | None = None
     config: dict[str, Any] | None = None
     factory: Factory | None = None
+    saved: str | None = None
     mlp: Mlp | None = None
     cnn: Cnn | None = None
     init_from_teacher: TeacherLayers | None = None

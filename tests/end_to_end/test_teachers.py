@@ -50,8 +50,8 @@ def test_store_and_live_side_by_side(stored: Path, digits: Path, distill: Distil
 
 
 def test_two_teachers(stored: Path, digits: Path, distill: Distill, tmp_path: Path) -> None:
-    teachers = [{"weight": 1.0}, {"store": str(stored / "store"), "slices": {"ink": {"bold": 3.0}}}]
     """And behind another gate beside the student, which is left out of the student's own summary."""
+    teachers = [{"weight": 1.0}, {"store": str(stored / "store"), "slices": {"ink": {"bold": 3.0}}}]
     compared = {"audit": {"gates": ["swap"]}}
     changes = {"teacher__seed": 5, "distill__teachers": teachers, "distill__by_label": "right", **compared}
     spec = write_spec(tmp_path / "job.yaml", small(digits, tmp_path / "work", **changes))

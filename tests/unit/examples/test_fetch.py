@@ -84,3 +84,12 @@ def test_another_file_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
     (tmp_path / "into").mkdir()
     with pytest.raises(DistillError, match="another file than the pinned one"):
         fetch.download(ADULT, tmp_path / "into")
+
+
+def test_a_group_is_damaged_and_nothing_else():
+    table = pa.table({"race": ["a", "b", "a"], "income": [">50K", ">50K", "<=50K"], "age": [1, 2, 3]})
+    found = convert.flipped(table, "race", "a", "income")
+    assert found["income"].to_pylist() == ["<=50K", ">50K", ">50K"]
+    assert found.drop(["income"]).equals(table.drop(["income"])) and found.schema == table.schema
+    with pytest.raises(DistillError, match="can't flip income where race is c"):
+        convert.flipped(table, "race", "c", "income")

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,25 @@ def test_a_brought_folder_becomes_the_teacher(tmp_path: Path) -> None:
         import_teacher(model, swapped, Folder(str(tmp_path / "data")), target)
     source.write("config.json", source.read("config.json") + b" ")
     assert brought_digest(model) != before
+
+
+def test_a_saved_model_teaches_in_another_job(tmp_path: Path) -> None:
+    """Bit for bit, but not where its inputs would mean something else."""
+    first, data = saved(tmp_path, MLP, TABULAR), Folder(str(tmp_path / "data"))
+    other = saved(tmp_path / "b", factory("linear"), TABULAR)
+    asked = spec.Model(saved=str(first))
+    found = import_teacher(asked, TABULAR, data, Folder(str(tmp_path / "again")))
+    with torch.no_grad():
+        assert torch.equal(found(**sample_inputs(TABULAR)), load_model(first)(**sample_inputs(TABULAR)))
+    assert brought_digest(asked) != brought_digest(spec.Model(saved=str(other)))
+    renamed = replace(TABULAR, classes=tuple(reversed(TABULAR.classes)))
+    with pytest.raises(ModelError, match="made for data whose classes differ from this job's"):
+        import_teacher(asked, renamed, data, Folder(str(tmp_path / "other")))
+    data.write("encoder.json", b"{}")
+    with pytest.raises(ModelError, match=r"whose encoder \(fitted on the training rows\) differ"):
+        import_teacher(asked, TABULAR, data, Folder(str(tmp_path / "other")))
+    with pytest.raises(ModelError, match="there is no complete model in"):
+        brought_digest(spec.Model(saved=str(tmp_path / "nowhere")))
 
 
 def test_a_brought_classifier_without_a_head_is_refused_but_may_be_trained(tmp_path: Path) -> None:
