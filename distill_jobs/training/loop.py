@@ -20,7 +20,7 @@ from distill_jobs.training.pace import Pace
 from distill_jobs.training.scoring import BatchLoss
 from distill_jobs.training.source import Source
 from distill_jobs.training.task import Arm
-from distill_jobs.training.validation import validation_loss
+from distill_jobs.training.validation import validate
 
 
 @dataclass
@@ -118,9 +118,11 @@ class Loop:
         """Validate where it is time to; whether that was the best so far."""
         if self.step != self.steps and self.step % self.every:
             return False
-        loss = validation_loss(self.engine, self.score, self.validation, self.arm.train.rows_per_micro_batch, self.rank)
+        look = validate(self.engine, self.score, self.validation, self.arm.train.rows_per_micro_batch, self.rank)
+        loss = look.loss
         if self.validation.rows:
-            self._tell({"step": self.step, "validation": loss})
+            right = {} if look.accuracy is None else {"validation_accuracy": look.accuracy}
+            self._tell({"step": self.step, "validation": loss, **right})
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"{self.arm.name}: validation loss is {loss} at step {self.step}; lower the learning rate"

@@ -17,7 +17,7 @@ from distill_jobs.store.signal import TeacherSignal
 from distill_jobs.training.guard import FEWEST
 from distill_jobs.training.loop import Loop
 from distill_jobs.training.source import Columns, Source
-from distill_jobs.training.validation import validation_loss
+from distill_jobs.training.validation import validate
 
 BAD_ROW = 41
 
@@ -159,8 +159,12 @@ def test_stopping_early_keeps_the_best(tmp_path: Path) -> None:
         assert progress.best_loss == looks[progress.best_step] == min(looks.values())
         assert loop.keeper is not None
         loop.keeper.load_best(loop.engine, progress.best_step)
-        again = validation_loss(loop.engine, loop.score, loop.validation, 4, loop.rank)
-        assert again == pytest.approx(progress.best_loss, rel=1e-6)
+        again = validate(loop.engine, loop.score, loop.validation, 4, loop.rank)
+        assert again.loss == pytest.approx(progress.best_loss, rel=1e-6)
+        with torch.no_grad():
+            batch, _ = loop.validation.load(np.arange(300), "cpu")
+            guessed = loop.engine.forward(**batch.inputs).argmax(-1)
+        assert again.accuracy == pytest.approx((guessed == batch.labels).double().mean().item(), abs=1e-12)
 
 
 def test_the_history_tells_rates_and_the_time_spent_waiting(tmp_path: Path) -> None:
