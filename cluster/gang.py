@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import ray
 from ray.exceptions import RayError
@@ -56,6 +56,14 @@ class Gang:
         return min(self.sizes, default=self.workers)
 
 
+class Post(Protocol):
+    """Where a rank leaves its reports, and hears whether it is to leave; a ``Slot`` is one."""
+
+    def report(self, values: dict[str, Any]) -> None: ...
+
+    def asked(self) -> bool: ...
+
+
 class Rank:
     """What the function knows of its place. ``torch.distributed`` is initialised (gloo on CPUs, nccl on GPUs).
 
@@ -64,7 +72,7 @@ class Rank:
         device: ``cpu`` or ``cuda:<index>``.
     """
 
-    def __init__(self, rank: int, world_size: int, device: str, slot: Slot) -> None:
+    def __init__(self, rank: int, world_size: int, device: str, slot: Post) -> None:
         self.rank, self.world_size, self.device = rank, world_size, device
         self._slot = slot
 

@@ -63,6 +63,13 @@ class Session:
         """Whether the cluster lives and dies with this session."""
         return self.address is None or self.address == "local"
 
+    @classmethod
+    def of_this_process(cls) -> "Session":
+        """The session of a process that Ray itself has started, such as an actor's; not to be entered."""
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+        return cls(address="auto")
+
     def __enter__(self) -> Self:
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
@@ -127,13 +134,16 @@ class Session:
             if total > have.get(unit, 0.0) + 1e-6 and not unit.startswith(_ACCELERATOR):
                 asked = " and ".join(f"{_workers(count)} of {each:g} {unit}" for count, each in wants)
                 return f"asks for {asked} ({total:g} in all), but the cluster has {have.get(unit, 0.0):g}: {_REMEDY}"
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for count, held in needs:
-            room = sum(_room(node, held) for node in nodes)
+            room = self.room(held)
             if count > room:
                 each = " and ".join(f"{amount:g} {unit}" for unit, amount in held.items() if amount)
                 return f"asks for {_workers(count)} of {each}, but the cluster's nodes have room for {room}: {_REMEDY}"
         return None
+
+    def room(self, held: Mapping[str, float]) -> int:
+        """For how many workers that hold so much the cluster has room, were it idle."""
+        return sum(_room(node["Resources"], held) for node in ray.nodes() if node["Alive"])
 
     def require(self, what: str, count: int, cpus: float, gpus: float) -> None:
         """Check that ``count`` workers of ``cpus`` and ``gpus`` each fit into the whole cluster together.
