@@ -26,8 +26,7 @@ def inputs_of(job: Job) -> Inputs:
     """The inputs of every stage and arm, flat; a later stage's hold the digests of the earlier ones it reads."""
     tree = job.model_dump(mode="json")
     data = _without(tree["data"], _RESOURCES | _PLACES)
-    for role in ("teacher", "student"):
-        tree[role]["train"] = _without(tree[role]["train"], Train.RESOURCES)
+    tree["teacher"]["train"] = _without(tree["teacher"]["train"], Train.RESOURCES)
     code = {"code": __version__}
     prepare = {**code, "task": job.task, **flatten(data, "data"), "content": data_digest(job)}
     teacher = {
@@ -45,9 +44,10 @@ def inputs_of(job: Job) -> Inputs:
         "store": SCHEMA_VERSION,
     }
     inputs = {"prepare": prepare, "teacher": teacher, "capture": capture}
-    student = {**code, **flatten(tree["student"], "student"), "weights": _weights(job.student.model)}
+    student = {**code, **_student(job, job.student.train), "weights": _weights(job.student.model)}
     # A baseline reads nothing of the teacher, unless it starts as a part of it: another T or alpha leaves it alone.
     start = {"teacher": digest(teacher)} if job.student.model.from_teacher else {}
+    alone = {**student, **_student(job, job.baseline_train)}
     mix = {"distill.mix": tree["distill"]["mix"], "mixed": _mixed(job)}
     if job.distill.teachers:
         # A baseline too: it goes without the rows that any of them has in quarantine.
@@ -56,13 +56,18 @@ def inputs_of(job: Job) -> Inputs:
         own = {**student, **mix, "seed": seed}
         for role, distill in job.taught.items():
             inputs[f"{role}/{seed}"] = {**own, "capture": digest(capture), **flatten(distill.inputs(), "distill")}
-        inputs[f"baseline/{seed}"] = {**own, "prepare": digest(prepare), **start}
+        inputs[f"baseline/{seed}"] = {**alone, **mix, "seed": seed, "prepare": digest(prepare), **start}
     arms = {name: digest(values) for name, values in inputs.items() if "/" in name}
     evaluated = {**flatten(tree["evaluate"], "evaluate"), **columns_of(job)}
     inputs["evaluate"] = {**code, **arms, "teacher": digest(teacher), **evaluated}
     inputs["audit"] = {**code, "evaluate": digest(inputs["evaluate"]), **flatten(tree["audit"], "audit")}
     inputs["report"] = {**code, "audit": digest(inputs["audit"]), **flatten(tree["costs"], "costs")}
     return inputs
+
+
+def learnt(job: Job) -> list[Any]:
+    """What of the spec alone, seeds aside, tells one student from another; no file is read."""
+    return [_student(job, job.student.train), job.distill.inputs(), job.distill.model_dump(include={"mix"})]
 
 
 def teacher_arm(job: Job, inputs: Inputs) -> Arm:
@@ -85,27 +90,30 @@ def arms_of(job: Job, inputs: Inputs) -> list[Arm]:
     """All models of a job that are no teacher: a student and a baseline a seed, then the arms that compare gates."""
     pairs = [(seed, role) for seed in job.seeds for role in ("student", "baseline")]
     compared = [(seed, role) for role in job.taught if role != "student" for seed in job.seeds]
-    return [_arm(job, inputs, seed, role) for seed, role in pairs + compared]
+    workdir = Folder(job.workdir)
+    return [
+        arm_of(job, role, seed, workdir / role / str(seed), inputs[f"{role}/{seed}"]) for seed, role in pairs + compared
+    ]
 
 
-def _arm(job: Job, inputs: Inputs, seed: int, role: str) -> Arm:
+def arm_of(job: Job, role: str, seed: int, folder: Folder, inputs: dict[str, Any]) -> Arm:
+    """One model that is no teacher, to be trained in ``folder``."""
     # A baseline has no teacher to be spared of.
     taught = job.taught.get(role)
-    own = inputs[f"{role}/{seed}"]
     return Arm(
         role=role,
         seed=seed,
-        folder=Folder(job.workdir) / role / str(seed),
+        folder=folder,
         model=job.student.model,
         lora=job.student.lora,
-        train=job.student.train,
+        train=job.student.train if taught else job.baseline_train,
         alpha=taught.alpha if taught else 0.0,
         temperature=job.distill.temperature,
         loss=job.distill.loss,
         standardise=job.distill.standardise,
         gate=taught.gate.of(job.task) if taught else None,
-        digest=digest(own),
-        inputs=own,
+        digest=digest(inputs),
+        inputs=inputs,
     )
 
 
@@ -125,6 +133,12 @@ def statuses_of(job: Job, inputs: Inputs, stage: str) -> list[Status]:
         "report": ("report", "report"),
     }[stage]
     return [status(name, workdir / folder, inputs[name])]
+
+
+def _student(job: Job, train: Train) -> dict[str, Any]:
+    """The student's part of the spec, trained by ``train``, flat."""
+    tree = job.student.model_dump(mode="json")
+    return flatten({**tree, "train": _without(train.model_dump(mode="json"), Train.RESOURCES)}, "student")
 
 
 def _mixed(job: Job) -> list[str]:

@@ -5,14 +5,13 @@ inputs have not changed is skipped, so that any command can be stopped at any mo
 """
 
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
 import yaml
 
 from cluster.files import Folder
-from cluster.gang import Gang, run_gang
+from cluster.gang import run_gang
 from cluster.meter import Meter, Usage
 from cluster.shards import map_shards
 from distill_jobs.audit.evaluate import evaluate as evaluate_models
@@ -38,8 +37,9 @@ from distill_jobs.stage import StageRecord, status
 from distill_jobs.store.codecs import make_codec
 from distill_jobs.store.plan import check_teacher
 from distill_jobs.training.arm import train_arms
+from distill_jobs.training.gangs import gang_of, task_of
 from distill_jobs.training.source import open_stores, open_teachers
-from distill_jobs.training.task import Arm, TrainTask
+from distill_jobs.training.task import Arm
 from distill_jobs.words import duration, money
 
 
@@ -120,7 +120,7 @@ def train(context: Context) -> None:
     usage = Usage()
     live = context.job.distill.soft_labels == "live"
     if pending:
-        _check_codec(context) if live else _check_store(context)
+        _check_codec(context) if live else check_store(context)
     try:
         if pending:
             first = pending[0]
@@ -208,7 +208,7 @@ def _require_earlier(context: Context, stage: str) -> None:
                 raise NotReadyError(f"{stage} needs {found.stage} ({found.reason}); run {verb} or `distill run SPEC`")
 
 
-def _check_store(context: Context) -> None:
+def check_store(context: Context) -> None:
     """Refuse to train from a store that isn't whole, or that another teacher or other data made."""
     store, data = context.workdir / "store", context.workdir / "data"
     job = context.job
@@ -257,29 +257,11 @@ def _train_gang(
     context: Context, train: Train, arms: tuple[Arm, ...], store: Folder | None, advance: Advance
 ) -> tuple[list[dict[str, Any]], Usage]:
     sizes = train.gang_sizes
-    gang = Gang(
-        workers=sizes[-1],
-        cpus=train.cpus_per_worker,
-        gpus=train.gpus_per_worker,
-        sizes=sizes if train.least_workers < train.most_workers else (),
-        max_failures=train.max_failures,
-    )
+    gang = gang_of(train)
     if len(sizes) <= train.most_workers - train.least_workers:
         told = ", ".join(str(size) for size in sizes)
         context.console.say(f"of {train.least_workers} to {train.most_workers} workers {told} can share a batch evenly")
-    task = TrainTask(
-        arms=arms,
-        data=context.workdir / "data",
-        store=store,
-        teacher=context.workdir / "teacher" / "model",
-        cores=gang.workers * gang.cpus,
-        devices=gang.workers * gang.gpus,
-        reading=context.job.reading,
-        mix=context.job.distill.mix,
-        teachers=context.job.distill,
-        live=context.job.capture if store is None and arms[0].role != "teacher" else None,
-        session=uuid.uuid4().hex,
-    )
+    task = task_of(context.job, arms, train, store)
     order = {arm.name: i for i, arm in enumerate(arms)}
 
     def on_report(values: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from distill_jobs.spec.audit import Audit
 from distill_jobs.spec.base import Part
@@ -10,6 +10,8 @@ from distill_jobs.spec.capture import Capture
 from distill_jobs.spec.distill import Distill
 from distill_jobs.spec.parts import Cluster, Costs, Data, Evaluate, Student, Teacher, Tracking
 from distill_jobs.spec.reading import Reading
+from distill_jobs.spec.train import Train
+from distill_jobs.spec.tune import Baseline, Tune
 
 
 class Job(Part):
@@ -22,8 +24,10 @@ class Job(Part):
     teacher: Teacher
     student: Student
     distill: Distill = Distill()
+    baseline: Baseline | None = None
     capture: Capture = Capture()
     reading: Reading = Reading()
+    tune: Tune | None = None
     evaluate: Evaluate = Evaluate()
     audit: Audit = Audit()
     costs: Costs = Costs()
@@ -115,3 +119,24 @@ class Job(Part):
         """Why a store of this codec, and of so many classes, can't serve one of them; None where it can."""
         found = (distill.refusal(codec, arguments, classes) for distill in self.taught.values())
         return next((refused for refused in found if refused), None)
+
+    @model_validator(mode="after")
+    def _baseline_trains(self) -> Self:
+        try:
+            self.baseline_train  # noqa: B018
+        except ValidationError as error:
+            found = error.errors()[0]
+            where = ".".join(("baseline", "train", *map(str, found["loc"])))
+            raise ValueError(f"{where}: {found['msg'].removeprefix('Value error, ')}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _metric_fits(self) -> Self:
+        if self.task == "causal_lm" and self.tune is not None and self.tune.metric == "accuracy":
+            raise ValueError("tune.metric accuracy is for classification; a language model is tuned by its nll")
+        return self
+
+    @property
+    def baseline_train(self) -> Train:
+        """How the baseline is trained."""
+        return self.baseline.train_of(self.student.train) if self.baseline is not None else self.student.train

@@ -50,16 +50,23 @@ def _apply(tree: Any, override: str) -> None:
     name, equals, value = override.partition("=")
     if not equals or not name:
         raise SpecError(f"--set takes path=value, for example distill.temperature=2, not {override!r}")
-    *parents, leaf = name.split(".")
+    try:
+        given = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise SpecError(f"--set {name}: {value!r} is not valid YAML") from None
+    if not place(tree, name, given):
+        raise SpecError(f"--set {name}: there is no such place in the spec")
+
+
+def place(tree: Any, path: str, value: Any) -> bool:
+    """Put a value at the dotted ``path`` of a spec's tree; False where there can be no such place."""
+    *parents, leaf = path.split(".")
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {}) if isinstance(node, dict) else None
-    if not isinstance(node, dict):
-        raise SpecError(f"--set {name}: there is no such place in the spec")
-    try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise SpecError(f"--set {name}: {value!r} is not valid YAML") from None
+    if isinstance(node, dict):
+        node[leaf] = value
+    return isinstance(node, dict)
 
 
 def _sentence(error: ValidationError) -> str:
