@@ -29,6 +29,7 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 _POLL_SECONDS, _END_SECONDS = 0.2, 30.0
+_DIED = "its process died again and again: it was killed or ran out of memory"
 
 Errors = tuple[type[Exception], ...]
 Report = Callable[[float, float, dict[str, Any]], None]
@@ -114,7 +115,8 @@ def run_sweep(
     # Only now, as Ray Tune takes seconds to import.
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    session.require(what, 1, 0.0 if not sweep.in_process else sweep.cpus, sweep.gpus if sweep.in_process else 0.0)
+    if sweep.in_process:  # a gang asks for itself
+        session.require(what, 1, sweep.cpus, sweep.gpus)
     # Where nothing is searched, what the book holds besides the points is of no concern.
     known = {trial.name: trial for trial in book.trials() if sweep.space or trial.name in sweep.points}
     if _ended(known.values()) < sweep.trials:
@@ -124,6 +126,8 @@ def run_sweep(
         _follow(tuning, sweep, known, book, on_change)
         if tuning.error is not None:
             raise ClusterError(f"{what} failed: {one_line(tuning.error)}") from None
+        if (undone := sweep.trials - _ended(known.values())) > 0:
+            raise ClusterError(f"{what} ended with {undone} of {sweep.trials} trials undone; run it again to go on")
     return [known[name] for name in sorted(known)]
 
 
@@ -196,11 +200,7 @@ class _Desk:
             trial = self._begin(event, trial)
         self._count(trial, event)
         if event.kind == "died":
-            trial.state, trial.score, trial.why = (
-                "failed",
-                None,
-                "its process died again and again: it was killed or ran out of memory",
-            )
+            trial.state, trial.score, trial.why = "failed", None, _DIED
         elif event.kind == "look":
             self._look(trial, event.result, stopping)
         trial.ended = time.time()

@@ -2,11 +2,16 @@
 
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distill_jobs.cli_store import store
+
+if TYPE_CHECKING:
+    from distill_jobs.context import Context
+    from distill_jobs.spec import Job
 
 app = typer.Typer(
     name="distill",
@@ -27,15 +32,20 @@ def _stages(spec: str, overrides: list[str] | None, wanted: tuple[str, ...] | No
     from distill_jobs.spec import load_job
 
     job = load_job(spec, overrides)
-    from distill_jobs.console import Console
-    from distill_jobs.context import Context
-    from distill_jobs.errors import StoppedError
     from distill_jobs.inputs import STAGES
     from distill_jobs.pipeline import run
 
+    _in_context(job, lambda context: run(context, wanted or STAGES))
+
+
+def _in_context(job: "Job", work: "Callable[[Context], None]") -> None:
+    from distill_jobs.console import Console
+    from distill_jobs.context import Context
+    from distill_jobs.errors import StoppedError
+
     try:
         with Context(job, Console()) as context:
-            run(context, wanted or STAGES)
+            work(context)
     except KeyboardInterrupt:
         # Told here, since the command-line library would answer an interrupt with a bare exit.
         raise StoppedError("stopped; what was committed stays, and the same command goes on from there") from None
@@ -81,6 +91,21 @@ def capture(spec: Spec, overrides: Set = None) -> None:
 def train(spec: Spec, overrides: Set = None) -> None:
     """Train the students, and the no-teacher baselines, from the store."""
     _stages(spec, overrides, ("train",))
+
+
+@app.command()
+def tune(
+    spec: Spec,
+    overrides: Set = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="How many trials for each of student and baseline.")] = None,
+) -> None:
+    """Search T, alpha and any other setting, all trials from the one store; write the best as a spec."""
+    from distill_jobs.spec import load_job
+
+    job = load_job(spec, [*(overrides or []), *([f"tune.trials={trials}"] if trials is not None else [])])
+    from distill_jobs.tune import tune as search
+
+    _in_context(job, search)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from cluster.errors import ResourceError
 from cluster.files import Folder, digest
 from cluster.meter import Usage
 from cluster.session import Session
-from cluster.tracking import Run, Tracker, flatten
+from cluster.tracking import Run, Status, Tracker, flatten
 from distill_jobs.console import Advance, Console
 from distill_jobs.costs.ledger import Ledger
 from distill_jobs.costs.ledger import metrics as cost_metrics
@@ -118,9 +118,13 @@ class Context:
             parameters = {"max_new_tokens": 32} if self.job.task == "causal_lm" else {}
             name = f"{self.job.name}-{kind}"
             run.model(model.path(), kind, name, loader=_LOADER, packages=_PACKAGES, parameters=parameters)
-        run.end("FINISHED")
-        self._runs.pop(record.stage, None)
+        self.end(record.stage, "FINISHED")
         self.console.finished(record.stage, usage, usd, _note(record.made))
+
+    def end(self, name: str, status: Status) -> None:
+        """Close a nested run."""
+        self.tracked(name).end(status)
+        self._runs.pop(name, None)
 
     def _known(self, name: str) -> str | None:
         if not self.workdir.exists(RUNS):

@@ -53,14 +53,16 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def score(metric: str, value: float) -> str:
-    """A quality in its own unit: accuracy in percent, perplexity as it is."""
+    """A quality in its own unit: accuracy in percent, perplexity and nll as they are."""
+    if metric == "nll":
+        return f"{value:.4f}"
     return percent(value, 2) if metric == "accuracy" else f"{value:,.2f}" if value < 1e5 else f"{value:.3g}"
 
 
 def difference(metric: str, value: float, signed: bool = True) -> str:
     """A difference of two qualities: percentage points, or perplexity. The minus is a real one."""
     number = 100 * value if metric == "accuracy" else value
-    return f"{number:{'+' if signed else ''}.2f}".replace("-", "−")
+    return f"{number:{'+' if signed else ''}.{4 if metric == 'nll' else 2}f}".replace("-", "−")
 
 
 def unit(metric: str) -> str:

@@ -16,6 +16,7 @@ ORDER = [
     {"capture", "losses"},
     {"training"},
     {"audit", "costs"},
+    {"tuning"},
     {"report"},
 ]
 RANK = {name: i for i, names in enumerate(ORDER) for name in names}

@@ -1,0 +1,72 @@
+"""How much each setting matters: the share of the scores' variance that it explains, by functional ANOVA."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.sweep import Trial
+
+LEVEL = 0.95
+FEWEST, FEWEST_EACH = 10, 4
+_DRAWS, _TREES = 30, 16
+
+
+def importance(trials: Sequence[Trial], space: Mapping[str, Any], seed: int = 0, draws: int = _DRAWS) -> dict[str, Any]:
+    """Each parameter's share, with its interval from a bootstrap over trials.
+
+    A random forest is fitted to the scores, and its variance over the space is split among the parameters (Hutter,
+    Hoos & Leyton-Brown 2014). Only trials that came to their end count: another's score is of less training. Shares
+    are divided by the sum over all parameters, so that what they do together is left out.
+
+    Args:
+        trials: of one role.
+        space: Optuna's distributions by parameter.
+
+    Returns:
+        ``parameters``: by name ``{"value", "low", "high", "level"}``; where there are too few trials nulls and ``why``.
+    """
+    told = [trial for trial in trials if trial.state == "finished" and trial.parameters.keys() == space.keys()]
+    need = max(FEWEST, FEWEST_EACH * len(space))
+    found: dict[str, Any] = {"method": "fANOVA", "trials": len(told), "needed": need}
+    if len(space) == 1:
+        return {**found, "parameters": _nothing(space, "only one setting was searched")}
+    if len(told) < need:
+        why = f"{len(told)} trials came to their end; the importance of {len(space)} settings takes {need}"
+        return {**found, "parameters": _nothing(space, why)}
+    if np.ptp([float(trial.score or 0.0) for trial in told]) == 0:
+        return {**found, "parameters": _nothing(space, "all trials have the same score")}
+    generator = np.random.default_rng(seed)
+    shares = _shares(told, space, seed)
+    drawn: dict[str, list[float]] = {name: [] for name in space}
+    for _ in range(draws):
+        again = [told[i] for i in generator.integers(len(told), size=len(told))]
+        for name, share in _shares(again, space, seed).items():
+            drawn[name].append(share)
+    ends = {name: np.percentile(values, [2.5, 97.5]) for name, values in drawn.items()}
+    parameters = {
+        name: {"value": shares[name], "low": float(ends[name][0]), "high": float(ends[name][1]), "level": LEVEL}
+        for name in sorted(space, key=lambda name: -shares[name])
+    }
+    return {**found, "parameters": parameters}
+
+
+def _shares(trials: Sequence[Trial], space: Mapping[str, Any], seed: int) -> dict[str, float]:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    for trial in trials:
+        study.add_trial(
+            optuna.trial.create_trial(value=trial.score, params=trial.parameters, distributions=dict(space))
+        )
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_TREES, seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(shares.get(name, 0.0)) for name in space}
+
+
+def _nothing(space: Mapping[str, Any], why: str) -> dict[str, Any]:
+    return {name: {"value": None, "low": None, "high": None, "level": LEVEL, "why": why} for name in space}

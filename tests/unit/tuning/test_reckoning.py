@@ -1,0 +1,105 @@
+"""Importance, response surface and money saved, on trials whose truth is known."""
+
+import json
+
+import numpy as np
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from tuning_cases import trial
+
+from cluster.sweep import Trial
+from distill_jobs.tuning.importance import importance
+from distill_jobs.tuning.picture import picture
+from distill_jobs.tuning.savings import savings
+from distill_jobs.tuning.surface import ALPHA, T, _Codes, _explains, _fit, surface
+
+RATE = "student.train.learning_rate"
+SPACE = {T: FloatDistribution(1, 8), ALPHA: FloatDistribution(0, 1), RATE: FloatDistribution(1e-4, 1e-2, log=True)}
+
+
+def truth(t: float, alpha: float) -> float:
+    return 0.9 - 0.01 * (t - 4) ** 2 - 0.02 * (alpha - 0.5) ** 2
+
+
+def trials(count: int, noise: float = 0.002, seed: int = 0) -> list[Trial]:
+    generator = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        t, alpha, rate = generator.uniform(1, 8), generator.uniform(), 10 ** generator.uniform(-4, -2)
+        score = truth(t, alpha) + generator.normal() * noise
+        made.append(trial(number, score, **{T: t, ALPHA: alpha, RATE: rate}))
+    return made
+
+
+def test_the_surface_finds_what_made_the_scores() -> None:
+    told = trials(40)
+    best = max(told, key=lambda each: each.score or 0.0).parameters
+    found = surface(told, SPACE, best)
+    assert found["why"] is None and found["explains"] > 0.9 and found["at"] == {RATE: best[RATE]}
+    mean, low, high = (np.array(found[name]) for name in ("mean", "low", "high"))
+    real = np.array([[truth(t, a) for t in found["temperature"]] for a in found["alpha"]])
+    inner = np.s_[3:-3, 3:-3]
+    assert np.abs(mean - real)[inner].max() < 0.01 and (low <= mean).all() and (mean <= high).all()
+    assert ((low <= real) & (real <= high))[inner].mean() > 0.8
+    assert 0.0005 < found["noise"] < 0.006
+    assert json.loads(json.dumps(found)) == found
+    assert picture(found, "accuracy", (4.0, 0.5)).startswith(b"\x89PNG")
+
+
+def test_a_surface_of_noise_explains_nothing() -> None:
+    generator = np.random.default_rng(1)
+    told = [trial(i, generator.normal(), **each.parameters) for i, each in enumerate(trials(25))]
+    assert surface(told, SPACE, {})["explains"] < 0.3
+
+
+def test_what_is_left_out_is_foretold_as_by_fitting_without_it() -> None:
+    told = trials(14, seed=3)
+    inputs = np.stack([_Codes(SPACE).of(each.parameters) for each in told])
+    scores = np.array([each.score for each in told])
+    process = _fit(inputs, scores, 0)
+    centred = (scores - scores.mean()) / scores.std()
+    whole, errors, plain = process.kernel_(inputs), 0.0, 0.0
+    for i in range(len(scores)):
+        rest = np.arange(len(scores)) != i
+        guess = whole[i, rest] @ np.linalg.solve(whole[np.ix_(rest, rest)], centred[rest])
+        errors += (centred[i] - guess) ** 2
+        plain += (centred[i] - centred[rest].mean()) ** 2
+    assert _explains(process, scores) == pytest.approx(1 - errors / plain, abs=1e-6)
+
+
+def test_choices_and_logarithms_are_coded() -> None:
+    codes = _Codes({"rate": FloatDistribution(1e-4, 1e-2, log=True), "loss": CategoricalDistribution(["a", "b", "c"])})
+    assert codes.of({"rate": 1e-3, "loss": "b"}) == pytest.approx([0.5, 0.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_too_few_trials_are_told(count: int) -> None:
+    told = [*trials(count), trial(90, 0.5, "pruned", **{T: 2.0, ALPHA: 0.5, RATE: 1e-3})]
+    found = surface(told, SPACE, {})
+    assert found["mean"] is None and f"{count} trials came to their end" in found["why"]
+    assert found["trials"][-1]["state"] == "pruned"
+    shares = importance(told, SPACE)
+    assert shares["trials"] == count and shares["parameters"][T]["value"] is None
+    assert "takes 12" in shares["parameters"][T]["why"]
+
+
+def test_t_and_alpha_have_to_be_searched_for_a_surface() -> None:
+    assert "not both searched" in surface([trial(0, 0.5, x=1)], {"x": FloatDistribution(0, 2)}, {})["why"]
+
+
+def test_what_matters_is_told_from_what_does_not() -> None:
+    shares = importance(trials(40), SPACE, draws=4)["parameters"]
+    assert next(iter(shares)) == T and shares[T]["value"] > 0.6 > 0.3 > shares[RATE]["value"]
+    assert sum(share["value"] for share in shares.values()) == pytest.approx(1)
+    for share in shares.values():
+        assert 0 <= share["low"] <= share["high"] <= 1
+
+
+def test_money_saved_is_arithmetic_on_the_ledger() -> None:
+    told = [trial(0, 0.9), trial(1, 0.8, "pruned"), trial(2, 0.7)]
+    for each, rows in zip(told, (300, 50, 250), strict=True):
+        each.usage = {"rows": rows}
+    found = savings(2.0, 100, told)
+    assert found["against_capture_each"]["value"] == 4.0 and found["against_live"]["value"] == 10.0
+    assert found["against_live"]["low"] is None and found["against_live"]["why"]
+    assert savings(None, 100, told)["against_live"]["value"] is None
