@@ -157,7 +157,7 @@ def test_money_is_told_beside_what_was_foreseen_and_the_alternatives() -> None:
 
 
 def test_every_answer_has_its_tone(tmp_path: Path) -> None:
-    workdir = finished(tmp_path)
+    workdir = Folder(str(tmp_path))
     for answer, tone in (("distil", "answer yes"), ("keep the teacher", "answer no"), ("not yet known", "answer ")):
         workdir.write_json("verdict.json", verdict(answer))
         assert f'<div class="{tone}">' in html.render(workdir)
