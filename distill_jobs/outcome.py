@@ -9,17 +9,41 @@ from distill_jobs.audit.evaluate import EVALUATION
 from distill_jobs.audit.findings import AUDIT, lines
 from distill_jobs.context import Context
 from distill_jobs.costs.ledger import metrics as cost_metrics
+from distill_jobs.judged import intervals_of, tags_of
 from distill_jobs.report.fidelity import sentence
 from distill_jobs.report.findings import finding
 from distill_jobs.store.fidelity.measure import read as read_fidelity
 from distill_jobs.words import count, duration, money, size
 
-_ARTIFACTS = ("spec.yaml", EVALUATION, AUDIT, "ledger.json", "report.html")
+_ARTIFACTS = (
+    "spec.yaml",
+    EVALUATION,
+    AUDIT,
+    "ledger.json",
+    "plan.json",
+    "alternatives.json",
+    "verdict.json",
+    "store/negative.json",
+    "store/fidelity.json",
+    "tune/trials.json",
+    "tune/importance.json",
+    "tune/surface.json",
+    "tune/surface.png",
+    "tune/best.yaml",
+    "report.html",
+)
+_REGISTERED = ("teacher", "student")
 
 
 def log_outcome(context: Context) -> None:
-    """Quality beside cost in the pipeline's own run, quality in each arm's, and the report as artifacts."""
-    evaluation = context.workdir.read_json(EVALUATION)
+    """Quality beside cost in the pipeline's own run, quality in each arm's, and all that the report stands on.
+
+    Verdict and audit are tags of the pipeline's run and of its models in the registry.
+    """
+    workdir = context.workdir
+    evaluation = workdir.read_json(EVALUATION)
+    verdict, audit = (workdir.read_json(name) if workdir.exists(name) else None for name in ("verdict.json", AUDIT))
+    tags = tags_of(verdict, audit)
     metric, summary, gain = evaluation["metric"], evaluation["summary"], evaluation["summary"]["gain"]
     numbers = {
         f"quality/teacher_{metric}": summary["teacher"]["value"],
@@ -30,18 +54,22 @@ def log_outcome(context: Context) -> None:
         "quality/gain_high": gain["high"],
     }
     if context.job.distill.soft_labels == "store":
-        numbers["store/bytes"] = context.workdir.read_json("store/manifest.json")["bytes"]
-    context.parent.metrics({**numbers, **cost_metrics(context.ledger.totals())})
+        numbers["store/bytes"] = workdir.read_json("store/manifest.json")["bytes"]
+    context.parent.tags(tags)
+    context.parent.metrics({**numbers, **intervals_of(audit), **cost_metrics(context.ledger.totals())})
     for name, measured in evaluation["models"].items():
         run = context.tracked(name)
         run.metrics({f"quality/{what}": v for what, v in measured.items() if isinstance(v, int | float)})
+        if name.split("/")[0] in _REGISTERED:
+            run.model_tags(tags)
         run.end("FINISHED")
     with tempfile.TemporaryDirectory() as scratch:
         for name in _ARTIFACTS:
-            if context.workdir.exists(name):
+            if workdir.exists(name):
                 path = Path(scratch) / name
-                path.write_bytes(context.workdir.read(name))
-                context.parent.artifact(path)
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(workdir.read(name))
+                context.parent.artifact(path, name.rpartition("/")[0])
 
 
 def print_summary(context: Context) -> None:

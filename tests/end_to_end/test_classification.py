@@ -12,6 +12,8 @@ import pytest
 from conftest import Distill, digits_spec, write_spec
 
 from cluster.files import Folder
+from cluster.tracked import read_run
+from distill_jobs.comparing import pipeline_of
 from distill_jobs.store.verify import verify
 
 
@@ -33,7 +35,10 @@ def test_the_summary_names_arms_costs_and_places(job: tuple[Path, Path, str]) ->
     _, workdir, printed = job
     for word in ("teacher", "student", "baseline", "capture", "baseline", "report.html", "mlflow ui"):
         assert word in printed, printed
-    assert (workdir / "report.html").read_text().lower().startswith("<!doctype html>")
+    page = (workdir / "report.html").read_text()
+    assert page.lower().startswith("<!doctype html>") and "Left out, because" not in page
+    for section in ("costs", "quality", "curves", "bias", "negative", "store", "provenance"):
+        assert f'<section id="{section}">' in page, section
 
 
 def test_the_evaluation_is_sound(job: tuple[Path, Path, str]) -> None:
@@ -101,6 +106,11 @@ def test_mlflow_holds_runs_costs_and_usable_models(job: tuple[Path, Path, str], 
     assert {"quality/student_accuracy", "quality/gain", "cost/usd", "store/bytes"} <= set(parent.data.metrics)
     assert all(run.info.status == "FINISHED" for run in runs.values())
     assert runs["student/0"].data.metrics["train/loss"] > 0
+    artifacts = {each.path for each in client.list_artifacts(parent.info.run_id)}
+    assert {"report.html", "audit.json", "ledger.json", "store"} <= artifacts
+    [version] = client.search_model_versions(f"run_id = '{runs['student/0'].info.run_id}'")
+    assert version.tags["distill.audit"] == parent.data.tags["distill.audit"]
+    assert pipeline_of(read_run(uri, parent.info.run_id)).quality["student"]["low"] > 0.3
     mlflow.set_tracking_uri(uri)
     model = mlflow.pyfunc.load_model("models:/digits-student/1")
     rows: pd.DataFrame = pq.read_table(digits).to_pandas().head(40)
