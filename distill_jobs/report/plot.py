@@ -51,7 +51,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Surface:
-    """Heights over a grid: ``z[i][j]`` at ``x[j]``, ``y[i]``; None where nothing is known. Darker is better."""
+    """Heights over a grid: ``z[i][j]`` at ``x[j]``, ``y[i]``; the more colour the better."""
 
     x: Sequence[float]
     y: Sequence[float]

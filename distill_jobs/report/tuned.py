@@ -148,8 +148,8 @@ def _worth(surface: dict[str, Any], metric: str) -> str:
     foretells = f"{words.percent(explains, 0)} of the variance" if explains > 0 else "nothing of the variance"
     noise = f"{words.difference(metric, surface['noise'], signed=False)} {words.unit(metric)}"
     return (
-        f"Darker is better. A Gaussian process: it foretells {foretells} of trials left out; one trial's noise "
-        f"is {noise}."
+        f"The more colour, the better. A Gaussian process: it foretells {foretells} of trials left out; one trial's "
+        f"noise is {noise}."
     )
 
 
