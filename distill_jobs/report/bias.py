@@ -11,7 +11,8 @@ from distill_jobs.report.estimates import ARMS, Say, flat, less_noise, number, p
 from distill_jobs.report.live import chart
 from distill_jobs.report.plot import Axis, Mark, Plot
 
-_SHOWN = 24
+_SHOWN, _LISTED = 24, 12
+_NONE = "no gap shown"
 _BAD = ("amplified", "inherited", "introduced by distillation")
 _SHORT = {"true_positive_rate": "TPR", "false_positive_rate": "FPR", "selection_rate": "selected", "nll": "log loss"}
 
@@ -20,12 +21,14 @@ def blocks(bias: dict[str, Any]) -> Sequence[Block | None]:
     """What it comes to, the gaps as a picture and a table, the largest differences, every group, and the method."""
     gaps = [{**gap, "column": column} for column, each in bias["columns"].items() for gap in each["gaps"]]
     judged = sorted((gap for gap in gaps if gap["judged"]), key=_weight)
+    listed = [gap for gap in judged if gap["label"] != _NONE][:_LISTED]
     flagged = [gap for gap in gaps if not gap["judged"]]
     return [
         Text(comes_to(bias, len(judged)), "finding"),
         Text(over(bias["limit"]), "warning") if bias["limit"] and bias["limit"]["over"] else None,
         Row([picture(judged[:_SHOWN], len(judged))], "wide") if judged else None,
-        Folded("All gaps that were judged, with intervals and labels", gap_table(judged)) if judged else None,
+        gap_table(listed),
+        Folded("All gaps that were judged, with intervals and labels", gap_table(judged)) if judged != listed else None,
         differences(bias),
         Folded("Every measure of every group", groups(bias)),
         Folded("Gaps that were not judged, and why", unjudged(flagged)) if flagged else None,
@@ -128,7 +131,7 @@ def method(bias: dict[str, Any]) -> str:
 
 
 def _weight(gap: dict[str, Any]) -> tuple[int, float]:
-    rank = 0 if gap["label"] in _BAD else 2 if gap["label"] == "no gap shown" else 1
+    rank = 0 if gap["label"] in _BAD else 2 if gap["label"] == _NONE else 1
     return rank, -abs(gap["student"]["value"] or 0.0)
 
 
