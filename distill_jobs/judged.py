@@ -3,6 +3,7 @@
 from typing import Any
 
 from distill_jobs import words
+from distill_jobs.report.bias import counted
 from distill_jobs.report.estimates import flat, number
 from distill_jobs.words import percent
 
@@ -21,8 +22,7 @@ def tags_of(verdict: Json, audit: Json) -> dict[str, str]:
     heldout = audit["negative"]["heldout"]
     tags["distill.gap_closed"] = flat(ceiling["gap_closed"], lambda value: percent(value, 0))
     if bias["columns"]:
-        counted = [f"{count} {label}" for label, count in bias["labels"].items() if count]
-        tags["distill.audit"] = ", ".join(counted) or "no group was large enough to judge"
+        tags["distill.audit"] = counted(bias) or "no group was large enough to judge"
     if bias["limit"]:
         over = [f"{one['metric']} over {one['column']} {one['gap']['value']:.4f}" for one in bias["limit"]["over"]]
         tags["distill.max_gap"] = f"exceeded: {', '.join(over)}" if over else "kept"

@@ -6,14 +6,14 @@ Reads ``bias`` of ``audit.json`` (``distill_jobs/audit/stage.py`` says what it h
 from collections.abc import Sequence
 from typing import Any
 
+from distill_jobs.audit.labels import AMPLIFIED, INHERITED, INTRODUCED, LABELS, NONE
 from distill_jobs.report.blocks import Block, Chart, Folded, Row, Table, Text
 from distill_jobs.report.estimates import ARMS, Say, flat, less_noise, number, pp, series, share, signed, told, unsigned
 from distill_jobs.report.live import chart
 from distill_jobs.report.plot import Axis, Mark, Plot
 
 _SHOWN, _LISTED = 24, 12
-_NONE = "no gap shown"
-_BAD = ("amplified", "inherited", "introduced by distillation")
+_BAD = (AMPLIFIED, INHERITED, INTRODUCED)
 _SHORT = {"true_positive_rate": "TPR", "false_positive_rate": "FPR", "selection_rate": "selected", "nll": "log loss"}
 
 
@@ -21,7 +21,7 @@ def blocks(bias: dict[str, Any]) -> Sequence[Block | None]:
     """What it comes to, the gaps as a picture and a table, the largest differences, every group, and the method."""
     gaps = [{**gap, "column": column} for column, each in bias["columns"].items() for gap in each["gaps"]]
     judged = sorted((gap for gap in gaps if gap["judged"]), key=_weight)
-    listed = [gap for gap in judged if gap["label"] != _NONE][:_LISTED]
+    listed = [gap for gap in judged if gap["label"] != NONE][:_LISTED]
     flagged = [gap for gap in gaps if not gap["judged"]]
     return [
         Text(comes_to(bias, len(judged)), "finding"),
@@ -38,10 +38,15 @@ def blocks(bias: dict[str, Any]) -> Sequence[Block | None]:
 
 def comes_to(bias: dict[str, Any], judged: int) -> str:
     """The labels, counted."""
-    counted = [f"{count} {label}" for label, count in bias["labels"].items() if count]
-    if not counted:
+    told = counted(bias)
+    if not told:
         return "No gap between groups could be judged: the groups are too small."
-    return f"Of {judged} gaps between groups: {', '.join(counted)}."
+    return f"Of {judged} gaps between groups: {told}."
+
+
+def counted(bias: dict[str, Any]) -> str:
+    """How many gaps bear each label, in the labels' own order; empty where none was judged."""
+    return ", ".join(f"{bias['labels'][label]} {label}" for label in LABELS if bias["labels"].get(label))
 
 
 def over(limit: dict[str, Any]) -> str:
@@ -131,7 +136,7 @@ def method(bias: dict[str, Any]) -> str:
 
 
 def _weight(gap: dict[str, Any]) -> tuple[int, float]:
-    rank = 0 if gap["label"] in _BAD else 2 if gap["label"] == _NONE else 1
+    rank = 0 if gap["label"] in _BAD else 2 if gap["label"] == NONE else 1
     return rank, -abs(gap["student"]["value"] or 0.0)
 
 

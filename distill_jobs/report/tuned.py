@@ -98,6 +98,7 @@ def weights(found: dict[str, Any]) -> Chart | None:
     shown = {name: each for name, each in found["parameters"].items() if each["value"] is not None}
     if not shown:
         return None
+    shown = dict(sorted(shown.items(), key=lambda item: -item[1]["value"]))
     names = list(shown)
     text = [f"{name}: {flat(each, lambda value: words.percent(value, 0))}" for name, each in shown.items()]
     bars = Series(

@@ -4,11 +4,13 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
-from reckoning_cases import audit, estimate, verdict
-from report_cases import HOSTILE
+from reckoning_cases import audit, estimate, reckoned, verdict
+from report_cases import HOSTILE, finished
 from rich.console import Console as Rich
 
 from cluster.errors import TrackingError
@@ -17,8 +19,10 @@ from cluster.tracked import read_run
 from cluster.tracking import Run, Tracker
 from distill_jobs.comparing import compare, named_apart, pipeline_of
 from distill_jobs.console import Console
+from distill_jobs.costs.ledger import Ledger
 from distill_jobs.errors import NotReadyError
 from distill_jobs.judged import intervals_of, tags_of
+from distill_jobs.outcome import log_outcome
 from distill_jobs.report.compare import Pipeline, Point, findings, front, page, settings_that_differ
 
 USD = {"prepare": 1.0, "teacher": 10.0, "capture": 2.0, "student/0": 3.0, "student/1": 5.0, "baseline/0": 2.0,
@@ -91,7 +95,7 @@ def test_pipelines_of_one_name_are_told_apart() -> None:
 def test_tags_say_what_was_found() -> None:
     tags = tags_of(verdict(), audit())
     assert tags["distill.verdict"] == "train the student alone" and tags["distill.goal"] == "accuracy"
-    assert tags["distill.audit"] == "1 inherited, 1 no gap shown, 1 amplified"
+    assert tags["distill.audit"] == "1 inherited, 1 amplified, 1 no gap shown"
     assert tags["distill.max_gap"] == "exceeded: equalized_odds_difference over sex 0.1000"
     assert tags["distill.negative_transfer"] == "1.300 (95 % interval 1.200 to 1.400)"
     assert tags_of(None, None) == {} and intervals_of(None) == {}
@@ -152,3 +156,32 @@ def test_pipelines_are_read_back_from_mlflow(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(NotReadyError, match="Give --tracking"):
         compare([str(one.run_id), str(two.run_id)], str(out), None, Console(told))
+
+
+def test_the_outcome_goes_to_mlflow(home: Folder, tmp_path: Path) -> None:
+    tracker = Tracker(None, "outcome", home)
+    parent = tracker.parent("adult", {}, {"distill.task": "classification"})
+    runs: dict[str, Run] = {}
+
+    def tracked(name: str) -> Run:
+        return runs.setdefault(name, parent.child(name, {"distill.stage": name}))
+
+    tracker.client.create_registered_model("adult-student")
+    tracker.client.create_model_version("adult-student", str(tmp_path), run_id=tracked("student/0").run_id)
+    workdir = reckoned(finished(tmp_path, seeds=(0,)))
+    workdir.write("report.html", b"page")
+    job: Any = SimpleNamespace(distill=SimpleNamespace(soft_labels="store"))
+    context: Any = SimpleNamespace(workdir=workdir, job=job, parent=parent, tracked=tracked, ledger=Ledger(workdir))
+    log_outcome(context)
+    parent.end()
+    version = tracker.client.get_model_version("adult-student", "1")
+    assert version.tags["distill.verdict"] == "train the student alone"
+    assert version.tags["distill.audit"] == "1 inherited, 1 amplified, 1 no gap shown"
+    there = tracker.client.list_artifacts(str(parent.run_id))
+    assert {"report.html", "audit.json", "alternatives.json", "verdict.json", "tune", "store"} <= {
+        a.path for a in there
+    }
+    tuned = {each.path for each in tracker.client.list_artifacts(str(parent.run_id), "tune")}
+    assert tuned == {"tune/trials.json", "tune/surface.json", "tune/importance.json"}
+    read = pipeline_of(read_run(tracker.uri, str(parent.run_id)))
+    assert read.quality["student"]["low"] == pytest.approx(0.84) and read.latency_ms["student"] == 0.09

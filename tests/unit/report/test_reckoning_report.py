@@ -93,7 +93,7 @@ def test_quality_is_told_with_intervals() -> None:
 def test_gaps_that_matter_come_first() -> None:
     found = audit()["bias"]
     told = words_of(bias.blocks(found))
-    assert "Of 3 gaps between groups: 1 inherited, 1 no gap shown, 1 amplified." in told
+    assert "Of 3 gaps between groups: 1 inherited, 1 amplified, 1 no gap shown." in told
     assert "equalized odds difference over sex is 0.100 (95 % interval 0.090 to 0.110), above 0.05" in told
     assert told.index("sex: Female, FPR") < told.index("sex: Female, TPR") and "it has 3 rows" in told
     nothing = copy.deepcopy(found)
