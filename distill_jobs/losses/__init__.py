@@ -33,7 +33,7 @@ GATES: dict[str, GateKind] = {
     "downweight": GateKind(gates.downweight),
     "swap": GateKind(gates.swap),
     "revise": GateKind(gates.revise),
-    "rld": GateKind(gates.refined),
+    "rld": GateKind(gates.rld),
     "selective": GateKind(gates.selective, asks_student=True),
 }
 

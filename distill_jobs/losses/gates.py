@@ -211,10 +211,9 @@ def _revised_entropy(entropy: Tensor, gold: Tensor, led: Tensor, log_share: Tens
     return (others - led.exp() * led).clamp(min=0.0)
 
 
-def refined(signal: TeacherSignal, labels: Tensor, **_: float) -> Gated:
-    """Refined logit distillation is a soft loss, ``refined.refined``, in the KL's place: the signal stays as it is.
-
-    It differs from the decoupled loss where the teacher is wrong.
+def rld(signal: TeacherSignal, labels: Tensor, **_: float) -> Gated:
+    """The signal as it is: refined logit distillation is a soft loss in the KL's place, ``refined.refined`` (Sun et al.
+    2024, "Knowledge Distillation with Refined Logits"). Where the teacher is right that is the decoupled loss.
     """
     return Gated(signal, wrong(signal, labels))
 

@@ -39,6 +39,15 @@ class OneOf(Part):
         return getattr(self, self.kind)
 
 
+class Named(OneOf):
+    """One that may be given by its name alone, with its defaults: ``swap`` for ``{swap: {}}``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {value: {}} if isinstance(value, str) else value
+
+
 Sparse = Literal["exact", "bucket", "refused"]
 
 
@@ -52,3 +61,18 @@ class LossArguments(Part):
 
     needs_labels: ClassVar[bool] = False
     sparse: ClassVar[Sparse] = "bucket"
+
+
+class TwoParts(LossArguments):
+    """A loss of two parts, ``alpha`` times the one about the right class and ``beta`` times the one about others."""
+
+    needs_labels: ClassVar[bool] = True
+    what: ClassVar[str]
+    alpha: Annotated[float, Field(ge=0.0)] = 1.0
+    beta: Annotated[float, Field(ge=0.0)] = 8.0
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        if self.alpha == 0 and self.beta == 0:
+            raise ValueError(f"{self.what} with alpha 0 and beta 0 is no loss; give one of them some weight")
+        return self

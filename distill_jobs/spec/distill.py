@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from distill_jobs.spec.base import LossArguments, OneOf, Part, Sparse
+from distill_jobs.spec.base import LossArguments, Named, Part, Sparse, TwoParts
 from distill_jobs.spec.gate import NO_GATE, Gate
 from distill_jobs.spec.reading import Mix
 from distill_jobs.spec.teachers import Teachers
@@ -48,18 +48,10 @@ class TotalVariation(LossArguments):
     """Half the sum of the absolute differences."""
 
 
-class Decoupled(LossArguments):
+class Decoupled(TwoParts):
     """``alpha`` times the KL of right against wrong, and ``beta`` times the KL among the wrong classes."""
 
-    needs_labels: ClassVar[bool] = True
-    alpha: Annotated[float, Field(ge=0.0)] = 1.0
-    beta: Annotated[float, Field(ge=0.0)] = 8.0
-
-    @model_validator(mode="after")
-    def _some_weight(self) -> Self:
-        if self.alpha == 0 and self.beta == 0:
-            raise ValueError("decoupled with alpha 0 and beta 0 is no loss; give one of them some weight")
-        return self
+    what: ClassVar[str] = "decoupled"
 
 
 class Mse(LossArguments):
@@ -68,7 +60,7 @@ class Mse(LossArguments):
     sparse: ClassVar[Sparse] = "refused"
 
 
-class Loss(OneOf):
+class Loss(Named):
     """The soft loss, by its name or as ``{name: {arguments}}``. What each is stands in ``losses/divergences.py``."""
 
     what: ClassVar[str] = "loss"
@@ -81,11 +73,6 @@ class Loss(OneOf):
     total_variation: TotalVariation | None = None
     decoupled: Decoupled | None = None
     mse: Mse | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {value: {}} if isinstance(value, str) else value
 
     def refusal(self, codec: str) -> str | None:
         """Why a store of this codec can't serve the loss; None where it can."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distill_jobs.spec.base import LossArguments, OneOf, Part
+from distill_jobs.spec.base import Named, Part, TwoParts
 
 Chance = Annotated[float, Field(ge=0.0, le=1.0)]
 Task = Literal["causal_lm", "classification"]
@@ -60,18 +60,10 @@ class Revise(Part):
     eta: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
 
 
-class Refined(LossArguments):
+class Refined(TwoParts):
     """Refined logit distillation: ``alpha`` times the confidence's part and ``beta`` times the correlation's."""
 
-    needs_labels: ClassVar[bool] = True
-    alpha: Annotated[float, Field(ge=0.0)] = 1.0
-    beta: Annotated[float, Field(ge=0.0)] = 8.0
-
-    @model_validator(mode="after")
-    def _some_weight(self) -> Self:
-        if self.alpha == 0 and self.beta == 0:
-            raise ValueError("rld with alpha 0 and beta 0 is no loss; give one of them some weight")
-        return self
+    what: ClassVar[str] = "rld"
 
 
 class Selective(Part):
@@ -82,7 +74,7 @@ class Selective(Part):
     rejected: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
-class Gate(OneOf):
+class Gate(Named):
     """The gate, by its name or as ``{name: {arguments}}``."""
 
     what: ClassVar[str] = "gate"
@@ -93,11 +85,6 @@ class Gate(OneOf):
     revise: Revise | None = None
     rld: Refined | None = None
     selective: Selective | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {value: {}} if isinstance(value, str) else value
 
     def of(self, task: Task) -> "Gate":
         """The same with nothing left to the task."""

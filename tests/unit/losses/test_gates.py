@@ -16,6 +16,7 @@ from distill_jobs.losses.fused_task import OutputHead
 from distill_jobs.spec import gate as spec
 from distill_jobs.spec.distill import Loss
 from distill_jobs.store import tail
+from distill_jobs.store.blend import blend
 from distill_jobs.store.codecs.base import FLOOR
 from distill_jobs.store.codecs.hybrid import HybridCodec
 from distill_jobs.store.signal import TeacherSignal
@@ -74,6 +75,13 @@ def plain(name: str, p: Tensor, gold: int, guess: int) -> tuple[Tensor, float]:
 
 def again(p: Tensor, temperature: float) -> Tensor:
     return torch.softmax(p.log() / temperature, dim=-1)
+
+
+def of_gold(signal: TeacherSignal, labels: Tensor) -> Tensor:
+    """[N], the head's entry of the right class, -inf where it has none."""
+    if signal.head_ids is None:
+        return signal.head_logprob.gather(1, labels[:, None])[:, 0]
+    return signal.head_logprob.masked_fill(signal.head_ids != labels[:, None], -torch.inf).amax(dim=-1)
 
 
 def refined_by_hand(p: Tensor, q: Tensor, gold: int, rest: list[int] | None = None) -> Tensor:
@@ -180,10 +188,8 @@ def test_masses_add_up_and_the_right_class_leads(
         stood_for = shares > 0
         torch.testing.assert_close(shares[stood_for], rest.exp()[stood_for], rtol=1e-4, atol=1e-6)
     if shape != "sampled" or name == "revise":
-        inside = after.head_ids == labels[:, None]
-        led = torch.where(inside, head, -torch.inf).amax(dim=-1)
         wrong = before.gold_rank > 0
-        assert bool((led >= head.amax(dim=-1) - 1e-5)[wrong].all())
+        assert bool((of_gold(after, labels) >= after.head_logprob.amax(dim=-1) - 1e-5)[wrong].all())
     assert bool((after.gold_rank == 0).all())
 
 
@@ -333,6 +339,30 @@ def test_the_fused_kernel_weighs_other_losses() -> None:
         for name in ("downweight", "revise", "selective"):
             soft = loss_behind(name, "jensen_shannon")
             both_agree(hidden, make_head(True), labels, signal, 0.6, 2.0, soft, tight=3e-6, chunk=3)
+
+
+@pytest.mark.parametrize("shape", ["dense", "topk", "hybrid", "sampled"])
+@pytest.mark.parametrize("name", ["drop", "downweight", "swap", "revise", "rld"])
+def test_the_mixture_of_several_teachers_is_gated(name: str, shape: str) -> None:
+    torch.manual_seed(17)
+    labels, weights = torch.randint(0, CLASSES, (ROWS,)), torch.rand(1, ROWS)
+    signals = [
+        dense_signal(logits, labels) if shape == "dense" else sparse_signal(shape, logits, labels, seed=seed)
+        for seed, logits in enumerate(2.0 * torch.randn(2, ROWS, CLASSES))
+    ]
+    mixture = blend(signals, torch.cat([weights, 1 - weights]), labels)
+    soft = loss_behind(name)
+    after = soft.gate(mixture, labels).signal
+    if after.head_ids is not None and after.tail_nodes is not None:
+        assert all(len(set(ids)) == len(ids) for ids in after.head_ids.tolist())
+        whole = after.head_logprob.exp().sum(dim=-1) + after.tail_at(1.0).exp()
+        torch.testing.assert_close(whole, torch.ones(ROWS), atol=5e-3, rtol=0)
+    if name in ("swap", "revise") and shape != "sampled":
+        wrong = mixture.gold_rank > 0
+        assert bool((of_gold(after, labels) >= after.head_logprob.amax(dim=-1) - 1e-5)[wrong].all())
+    hidden, head = torch.randn(ROWS, H, dtype=torch.float64), make_head(True)
+    short = OutputHead(head.weight[:CLASSES], None)
+    both_agree(hidden, short, labels, mixture, 0.6, 2.0, soft, tight=3e-6, chunk=5)
 
 
 def test_a_dropped_position_learns_as_a_baseline_does() -> None:
