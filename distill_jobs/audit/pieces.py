@@ -50,16 +50,18 @@ class Pieces:
         zero = torch.zeros(len(self.row), dtype=torch.float64, device=values.device)
         return np.asarray(zero.index_add_(0, self.of_position, values.double()).cpu().numpy())
 
-    def documents(self, sample_ids: np.ndarray, sources: np.ndarray) -> np.ndarray:
-        """A name of each piece's document, [U] of text.
+    def documents(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """A name of each piece's document, [U] of text, from the columns of the rows.
 
-        A row keeps the name of its first document only. A document longer than a row fills whole rows, which all bear
-        its name; its last piece, and every other document that begins behind another, goes by the row and the place.
+        Where a row names its first document only (naive packing, data of an earlier release), a piece behind it goes
+        by the row and its place.
         """
-        named = [
-            str(sources[row]).partition(" (+")[0] if segment <= 1 else f"{sample_ids[row]}/{segment}"
-            for row, segment in zip(self.row.tolist(), self.segment.tolist(), strict=True)
-        ]
+        named = []
+        for row, segment in zip(self.row.tolist(), self.segment.tolist(), strict=True):
+            known = str(columns["documents"][row]).split("\n") if "documents" in columns else []
+            first = str(columns["source"][row]).partition(" (+")[0]
+            otherwise = first if segment <= 1 else f"{columns['sample_id'][row]}/{segment}"
+            named.append(known[segment - 1] if 0 < segment <= len(known) else otherwise)
         return np.array(named, dtype=object)
 
     def histogram(self, confidence: Tensor, correct: Tensor) -> dict[str, np.ndarray]:

@@ -110,7 +110,7 @@ class ScoreWorker:
         teacher = Verdicts.of(log_probs, log_probs, gold)
         mistaken = teacher.mistaken(self.task.low_entropy, self.task.tiny_gold)
         if packed:
-            out |= {"document": pieces.documents(ids, columns["source"]), "mistakes": pieces.sums(mistaken)}
+            out |= {"document": pieces.documents(columns), "mistakes": pieces.sums(mistaken)}
         else:
             out["label"] = columns["label"][pieces.row]
         for name, model in self.models.items():

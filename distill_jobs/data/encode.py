@@ -25,11 +25,15 @@ _TEXTS_AT_ONCE = 256
 
 @dataclass
 class Made:
-    """One part's rows without their sample ids, their tokens (None: one a row), and what was dropped by reason."""
+    """One part's rows without their sample ids, their tokens (None: one a row), and what was dropped by reason.
+
+    ``documents`` [rows] names, of packed rows, the source of each piece in order, one a line.
+    """
 
     table: pa.Table
     tokens: int | None = None
     dropped: Counter[str] = field(default_factory=Counter)
+    documents: pa.Array | None = None
 
 
 class RowEncoder(Protocol):
@@ -162,7 +166,8 @@ class DocumentEncoder:
         columns = [pa.array([s.source for s in packed], pa.string()), *slices, _fixed(ids), _fixed(segments)]
         table = pa.table([*columns, pa.array(tokens)], schema=self._schema)
         dropped = +Counter({"empty": len(every) - len(documents), "single token": single})
-        return Made(table, int(tokens.sum()), dropped)
+        named = pa.array(["\n".join(s.sources) for s in packed], pa.string())
+        return Made(table, int(tokens.sum()), dropped, None if self._naive else named)
 
     def _ended(self, ids: list[int]) -> list[int]:
         end = self._facts.end_id

@@ -103,6 +103,9 @@ class PrepareWorker:
 
     def _commit(self, split: str, part: int, made: Made, usage: Usage | None) -> PartRecord:
         table = made.table
+        if split == "test" and made.documents is not None:
+            # What is evaluated is counted by document; training needs no such names, and a store would carry them.
+            table = table.append_column("documents", made.documents)
         ids = pa.array([sample_id(part, row) for row in range(table.num_rows)], pa.int64())
         table = table.add_column(0, pa.field("sample_id", pa.int64()), ids)
         size = 1 if self._work.data.features.kind == "documents" else ROWS_PER_BATCH

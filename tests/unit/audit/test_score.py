@@ -27,8 +27,10 @@ def test_pieces_are_documents_within_rows() -> None:
     assert pieces.positions.tolist() == [2, 1, 1, 5]
     values = torch.arange(9.0)
     assert pieces.sums(values).tolist() == [1.0, 2.0, 3.0, 30.0]
-    names = pieces.documents(np.array([5, 6]), np.array(["a.txt:1 (+2)", "a.txt:4"], dtype=object))
-    assert names.tolist() == ["a.txt:1", "5/2", "5/3", "a.txt:4"]
+    rows = {"sample_id": np.array([5, 6]), "source": np.array(["a.txt:1 (+2)", "a.txt:4"], dtype=object)}
+    assert pieces.documents(rows).tolist() == ["a.txt:1", "5/2", "5/3", "a.txt:4"]
+    rows["documents"] = np.array(["a.txt:1\na.txt:4\nb.txt:1", "a.txt:4"], dtype=object)
+    assert pieces.documents(rows).tolist() == ["a.txt:1", "a.txt:4", "b.txt:1", "a.txt:4"]
 
 
 def test_rows_of_a_table_are_pieces() -> None:

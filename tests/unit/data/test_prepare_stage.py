@@ -105,6 +105,25 @@ def test_documents_come_back_whole_from_their_segments(make_job, prepared, tmp_p
     assert (batch.inputs["position_ids"][batch.inputs["segments"] > 0].numpy().max()) < 64
 
 
+def test_held_out_rows_name_the_document_of_every_piece(make_job, prepared, tmp_path):
+    texts = [f"{i} " + "x" * (25 * i % 90) for i in range(60)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    features = {"documents": {"sequence_length": 32, "tokenizer": "bytes"}}
+    job = make_job(train=str(tmp_path / "texts.jsonl"), features=features, validation=0.0, test=0.5)
+    prepared(job)
+    held_out, training = (TableReader(Folder(job.workdir) / "data" / split) for split in ("test", "train"))
+    assert "documents" in held_out.schema.names and "documents" not in training.schema.names
+    rows, found = held_out.take(range(held_out.rows)), {}
+    for ids, segments, named in zip(rows["input_ids"], rows["segments"], rows["documents"], strict=True):
+        for number, source in enumerate(named.split("\n"), 1):
+            found.setdefault(source, bytearray()).extend(ids[segments == number].clip(max=10).astype(np.uint8))
+        assert number == segments.max()
+    # A byte a token, and one that ends it; a piece of one token is left out.
+    for source, pieces in found.items():
+        whole = len(texts[int(source.rpartition(":")[2]) - 1]) + 1
+        assert len(pieces) == whole - (whole % 32 == 1)
+
+
 def test_text_is_cut_padded_and_counted(make_job, prepared, parquet):
     path = parquet("texts", text=["short", "x" * 50, "", "four"], label=[0, 1, 0, 1])
     job = make_job(
