@@ -27,5 +27,14 @@ def by_group(
 
 
 def _frame(of: dict[str, Any], truth: np.ndarray, said: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, float]]:
-    frame = metrics.MetricFrame(metrics=of, y_true=truth, y_pred=said, sensitive_features=groups)
+    # Rows that are alike count together, as weights: fairlearn takes each row in hand, and there may be millions.
+    names, group = np.unique(groups.astype(str), return_inverse=True)
+    cells, counts = np.unique(np.stack([group, truth, said]), axis=1, return_counts=True)
+    frame = metrics.MetricFrame(
+        metrics=of,
+        y_true=cells[1],
+        y_pred=cells[2],
+        sensitive_features=names[cells[0]],
+        sample_params={name: {"sample_weight": counts} for name in of},
+    )
     return {name: {str(k): float(v) for k, v in frame.by_group[name].items()} for name in of}
