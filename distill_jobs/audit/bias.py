@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from distill_jobs.audit.fairness import RATES, by_group
-from distill_jobs.audit.intervals import Estimate, folded
+from distill_jobs.audit.intervals import Estimate, folded, widest
 from distill_jobs.audit.labels import FALSE_ALARMS, LABELS, TESTS, holm, label_of
 from distill_jobs.audit.measures import Measures
 from distill_jobs.spec.audit import Audit
@@ -156,23 +156,22 @@ class Bias:
                 continue
             arms = {role: self._difference(role, parts, column, groups) for role in self.arms}
             own = [gap for gap in gaps if gap["metric"] in parts and gap["judged"]]
-            widest = max(own, key=lambda gap: abs(gap["sizes"]["student"].value))
-            found[name] = {**arms, "groups": groups, "label": widest["label"], "widest": widest["group"]}
+            gap = max(own, key=lambda gap: abs(gap["sizes"]["student"].value))
+            found[name] = {**arms, "groups": groups, "label": gap["label"], "widest": gap["group"]}
         return found
 
     def _difference(self, role: str, parts: tuple[str, ...], column: str, groups: list[str]) -> dict[str, Any]:
         """The largest difference between groups, of the measure of ``parts`` of which it is largest."""
-        # Of fairlearn's values by group, so that these are fairlearn's differences, over the groups that are judged.
-        each = [self._of(role, what, column, value) for what in parts for value in groups]
-        point, drawn = np.stack([e.point for e in each]), np.stack([e.drawn for e in each], axis=1)
-
-        def largest(values: np.ndarray) -> np.ndarray:
-            by = values.reshape(*values.shape[:-2], len(parts), len(groups), values.shape[-1])
-            widest: np.ndarray = np.ptp(by, axis=-2).max(axis=-2)
-            return widest
-
-        mean = point.reshape(len(parts), len(groups), -1).mean(axis=1).repeat(len(groups), axis=0)
-        return folded(largest, point - mean, drawn - mean, self.measures.resampler.units)
+        told, spans = [], []
+        for what in parts:
+            # Of fairlearn's values by group: so these are its differences, over the groups that are judged.
+            each = [self._of(role, what, column, value) for value in groups]
+            point, drawn = np.stack([e.point for e in each]), np.stack([e.drawn for e in each], axis=1)
+            mean = point.mean(axis=0)
+            told.append(folded(_span, point - mean, drawn - mean, self.measures.resampler.units))
+            spans.append(_span(point))
+        # The larger of the two is each seed's own.
+        return {**widest(told), "value": float(np.max(spans, axis=0).mean())}
 
     def _limit(self, columns: dict[str, Any]) -> dict[str, Any] | None:
         """What exceeds ``audit.max_gap``, by the student's difference as measured; None where no limit is set."""
@@ -192,6 +191,11 @@ def _public(gap: dict[str, Any]) -> dict[str, Any]:
     """A gap as plain values: every arm's size and the change with intervals."""
     sizes = {name: estimate.as_dict() for name, estimate in gap["sizes"].items()}
     return {name: gap[name] for name in ("group", "metric", "judged", "flag", "p", "label")} | sizes
+
+
+def _span(values: np.ndarray) -> np.ndarray:
+    span: np.ndarray = np.ptp(values, axis=-2)
+    return span
 
 
 def _perplexity(nll: float) -> float:

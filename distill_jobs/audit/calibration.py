@@ -5,7 +5,7 @@ A first choice's confidence is its probability. Confidences go into 15 bins of e
     ECE = Σ_bins (positions in the bin / all positions) · |mean confidence - share of right first choices|
 
 (Naeini et al. 2015; Guo et al. 2017). Noise within bins makes it larger than it is (Kumar et al. 2019): ``debiased``
-takes that off, and the interval lies around it.
+takes that off, and the interval holds both.
 """
 
 from typing import Any

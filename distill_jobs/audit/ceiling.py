@@ -10,6 +10,7 @@ from typing import Any
 from distill_jobs.audit.intervals import LEVEL, Estimate, ratio
 from distill_jobs.audit.measures import Measures
 from distill_jobs.audit.scores import rows_of
+from distill_jobs.words import difference, percent
 
 ENOUGH_SEEDS = 3
 _SHARES = ("accuracy", "agreement", "fidelity_right", "fidelity_wrong")
@@ -143,7 +144,7 @@ def _closed(closed: dict[str, Any]) -> str:
     ends = (
         ""
         if closed["low"] is None
-        else f" ({LEVEL:.0%} interval {100 * closed['low']:.0f} to {100 * closed['high']:.0f})"
+        else f" ({percent(LEVEL, 0)} interval {100 * closed['low']:.0f} to {100 * closed['high']:.0f})"
     )
     return f"Of the gap between baseline and teacher the student closes {100 * closed['value']:.0f} %{ends}."
 
@@ -151,9 +152,8 @@ def _closed(closed: dict[str, Any]) -> str:
 def _interval(found: dict[str, Any], unit: str) -> str:
     if found["low"] is None:
         return "(no interval)"
-    return f"({LEVEL:.0%} interval {_number(found['low'], unit)} to {_number(found['high'], unit)})"
+    return f"({percent(LEVEL, 0)} interval {_number(found['low'], unit)} to {_number(found['high'], unit)})"
 
 
 def _number(value: float, unit: str) -> str:
-    text = f"{100 * value:+.2f}" if unit == "percentage points" else f"{value:+.4f}"
-    return text.replace("-", "−")
+    return difference("accuracy", value) if unit == "percentage points" else f"{value:+.4f}".replace("-", "−")

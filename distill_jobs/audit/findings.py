@@ -1,16 +1,19 @@
 """What of an audit is told at once: numbers for MLflow, a few lines for the terminal, and the release gate's
 sentence."""
 
+import math
 import re
 from typing import Any
 
 from cluster.files import Folder
+from distill_jobs.audit.intervals import LEVEL
 from distill_jobs.audit.labels import LABELS, NONE
+from distill_jobs.audit.negative import TRANSFER
 from distill_jobs.errors import AuditError
+from distill_jobs.words import percent
 
 AUDIT = "audit.json"
 _CEILING = ("gain", "student_over_teacher", "gap_closed")
-_TRANSFER = ("excess", "ratio_to_baseline", "negative_transfer_ratio")
 
 
 def made_of(found: dict[str, Any]) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def made_of(found: dict[str, Any]) -> dict[str, Any]:
     }
     for role, arm in heldout["arms"].items():
         negative[f"{role}_repeats"] = arm["repeats"]
-        negative |= {f"{role}_{name}": arm[name] for name in _TRANSFER if name in arm}
+        negative |= {f"{role}_{name}": arm[name] for name in TRANSFER if name in arm}
     bias: dict[str, Any] = {}
     for column, each in found["bias"]["columns"].items():
         for name, told in each["differences"].items():
@@ -56,15 +59,22 @@ def mistakes(stored: dict[str, Any]) -> str:
     if not stored["positions"]:
         return "negative knowledge: the store says of no position what is right"
     rate, count = stored["rate"], stored["mistakes"]
-    told = f"confidently wrong at {rate:.2%} of positions ({count:,} of {stored['positions']:,})"
-    worst = [
+    told = f"confidently wrong at {percent(rate, 2)} of positions ({count:,} of {stored['positions']:,})"
+    more = [
         (group["rate"], f"{column} {value}")
         for column, groups in stored["slices"].items()
         for value, group in groups.items()
-        if group["rate"] is not None and not group["small"]
+        if group["positions"] and not group["small"] and _at_least(group["rate"], group["positions"]) > rate
     ]
-    most = f", most in {max(worst)[1]} ({max(worst)[0]:.2%})" if worst and max(worst)[0] > rate else ""
+    most = f", most in {max(more)[1]} ({percent(max(more)[0], 2)})" if more else ""
     return f"the teacher is {told}{most}"
+
+
+def _at_least(rate: float, count: int) -> float:
+    """The lower end of Wilson's (1927) 95% interval of a rate."""
+    z = 1.96
+    middle = rate + z * z / (2 * count)
+    return (middle - z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))) / (1 + z * z / count)
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -87,13 +97,13 @@ def _transfer(heldout: dict[str, Any]) -> str:
     arms = heldout["arms"]
     student, baseline = (arms[role]["repeats"]["value"] for role in ("student", "baseline"))
     told = (
-        f"of the teacher's {heldout['mistakes']:,} confident ones the student repeats {student:.1%}, "
-        f"the baseline {baseline:.1%}"
+        f"of the teacher's {heldout['mistakes']:,} confident ones the student repeats {percent(student)}, "
+        f"the baseline {percent(baseline)}"
     )
     ratio = arms["student"]["negative_transfer_ratio"]
     if ratio["value"] is None or ratio["low"] is None:
         return told
-    interval = f"95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}"
+    interval = f"{percent(LEVEL, 0)} interval {ratio['low']:.2f} to {ratio['high']:.2f}"
     return f"{told}; negative-transfer ratio {ratio['value']:.2f} ({interval})"
 
 
@@ -105,7 +115,7 @@ def refuse_gaps(workdir: Folder) -> None:
     worst = max(limit["over"], key=lambda one: one["gap"]["value"] / one["limit"])
     gap, more = worst["gap"], len(limit["over"]) - 1
     others = f", and {more} more exceed theirs" if more else ""
-    ends = "" if gap["low"] is None else f" (95 % interval {gap['low']:.4f} to {gap['high']:.4f})"
+    ends = "" if gap["low"] is None else f" ({percent(LEVEL, 0)} interval {gap['low']:.4f} to {gap['high']:.4f})"
     raise AuditError(
         f"the student's {worst['metric']} over {worst['column']} is {gap['value']:.4f}{ends}, above audit.max_gap "
         f"{worst['limit']:g}{others}; everything that was made is kept, and {workdir}/{AUDIT} holds all gaps"

@@ -137,9 +137,10 @@ def folded(statistic: Statistic, point: np.ndarray, drawn: np.ndarray, units: in
 
     (A calibration error, a sum of distances; the largest difference between groups.) ``value`` is as measured.
     ``debiased`` is that less what resampling adds to it (Efron & Tibshirani 1993, ch. 10). That takes off too little
-    where the parts are all noise, and so the interval begins below what remains when noise is added to parts that were
-    shrunk first, from x to sign(x)·√(x² - variance)₊. Its half width is that of the statistic with the signs, and the
-    order, that the parts have as measured: at a fold resamples spread too little. It is cut at 0.
+    where the parts are all noise, so the interval begins a half width below what remains when noise is added to parts
+    that were shrunk first, from x to sign(x)·√(x² - variance)₊; it ends a half width above ``value``, and is cut at 0.
+    The half width is that of the statistic itself, or of the sum or difference that it is as measured, whichever is
+    wider: at a fold resamples spread too little, and where two parts are nearly the largest the one chosen may.
 
     Args:
         point: the parts, [K, S], around a common mean of 0 where only their differences matter.
@@ -148,17 +149,25 @@ def folded(statistic: Statistic, point: np.ndarray, drawn: np.ndarray, units: in
     noise = drawn - point
     value = statistic(point)
     # So far apart that no resample changes a sign or which is largest.
-    linear = Estimate(value, statistic(_FAR * point + noise), units)
-    found = linear.as_dict(least=0.0)
-    if found["low"] is None:
-        return found
+    each = (Estimate(value, statistic(scale * point + noise), units) for scale in (1.0, _FAR))
+    found = max(each, key=lambda one: one.interval()[1])
+    told = found.as_dict(least=0.0)
+    if told["low"] is None:
+        return told
     signal = np.sign(point) * np.sqrt(np.maximum(0.0, point**2 - drawn.var(axis=0)))
     least, likely = (
         max(0.0, float((value - statistic(parts + noise).mean(axis=0) + statistic(parts)).mean()))
         for parts in (signal, point)
     )
-    half = (linear.interval()[1] - linear.interval()[0]) / 2
-    return {**found, "debiased": likely, "low": max(0.0, min(least, likely) - half), "high": likely + half}
+    half = found.interval()[1] - found.value
+    return {**told, "debiased": likely, "low": max(0.0, min(least, likely) - half)}
+
+
+def widest(told: list[dict[str, Any]]) -> dict[str, Any]:
+    """The estimate of the largest of several statistics: each of its numbers the largest of theirs."""
+    if any(one["low"] is None for one in told):
+        return max(told, key=lambda one: one["value"] or 0.0)
+    return {name: max(one[name] for one in told) for name in told[0]}
 
 
 def ratio(above: Estimate, below: Estimate, undefined: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from distill_jobs.audit.intervals import Estimate, nothing, ratio
 from distill_jobs.audit.measures import Measures
 
+TRANSFER = ("excess", "ratio_to_baseline", "negative_transfer_ratio")
 _NEVER = "the baseline is not shown to make these mistakes at all"
 
 
@@ -62,6 +63,13 @@ class Negative:
         """``excess``, ``ratio_to_baseline`` and ``negative_transfer_ratio`` of an arm."""
         of = self.measures.of
         own, base = (of(arm, "repeats", column, value) for arm in (role, "baseline"))
+        if own.spread()[0] == base.spread()[0] == 0:
+            unmoved = nothing("they repeat all of them, or none: what others would show is not known")
+            known = {
+                "excess": own.value - base.value,
+                "ratio_to_baseline": own.value / base.value if base.value else None,
+            }
+            return {name: {**unmoved, "value": known.get(name)} for name in TRANSFER}
         likeness, usual = (of(arm, "elsewhere", column, value) for arm in (role, "baseline"))
         return {
             "excess": (own - base).as_dict(),

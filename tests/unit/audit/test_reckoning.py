@@ -233,3 +233,14 @@ def test_the_positive_class() -> None:
     assert positive_class(0, ("0", "1", "2")) == 0
     with pytest.raises(DataError, match="no class"):
         positive_class("maybe", ("no", "yes"))
+
+
+def test_mistakes_that_all_make_say_nothing_of_transfer() -> None:
+    found = reckoned(confident_mistakes({"student/0": 1.0, "baseline/0": 1.0}, rows=2000), slices=())
+    student = found["negative"]["heldout"]["arms"]["student"]
+    assert (
+        student["excess"]["value"] == 0
+        and student["excess"]["low"] is None
+        and "all of them" in student["excess"]["why"]
+    )
+    assert student["negative_transfer_ratio"]["value"] is None
