@@ -10,6 +10,7 @@ from distill_jobs.data.prepare import data_digest
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.models.brought import brought_digest
 from distill_jobs.spec import Job, Model, Train
+from distill_jobs.spec.features import inputs_of as features_inputs
 from distill_jobs.stage import Status, flatten, status
 from distill_jobs.store import SCHEMA_VERSION
 from distill_jobs.training.task import Arm
@@ -43,6 +44,8 @@ def inputs_of(job: Job) -> Inputs:
         "capture.precision": job.capture.arithmetic,
         "store": SCHEMA_VERSION,
     }
+    if job.capture.features:
+        capture |= flatten(features_inputs(job.capture.features), "capture")
     inputs = {"prepare": prepare, "teacher": teacher, "capture": capture}
     student = {**code, **_student(job, job.student.train), "weights": _weights(job.student.model)}
     # A baseline reads nothing of the teacher, unless it starts as a part of it: another T or alpha leaves it alone.
@@ -112,6 +115,7 @@ def arm_of(job: Job, role: str, seed: int, folder: Folder, inputs: dict[str, Any
         loss=job.distill.loss,
         standardise=job.distill.standardise,
         gate=taught.gate.of(job.task) if taught else None,
+        features=taught.features if taught else None,
         digest=digest(inputs),
         inputs=inputs,
     )

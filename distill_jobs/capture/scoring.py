@@ -7,6 +7,7 @@ N scored positions, V classes.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,11 +15,14 @@ from torch import Tensor
 
 from distill_jobs.capture.batches import Group
 from distill_jobs.capture.watch import Watch
+from distill_jobs.data.facts import DataFacts
 from distill_jobs.errors import CaptureError
 from distill_jobs.models.head import SplitHead
 from distill_jobs.models.scorer import Scorer
+from distill_jobs.models.taps import Taps, widths
 from distill_jobs.store.codecs import Codec
 from distill_jobs.store.draws import uniforms
+from distill_jobs.store.features import FeatureCoding
 
 BROKEN = "the teacher's logits are not finite (NaN, +inf, or nothing but -inf)"
 
@@ -46,6 +50,7 @@ class Scoring:
         split: splits the teacher's head off, proved on a batch's inputs; None where it has none that can be split off:
             then the teacher's own forward makes all logits of a batch.
         chunk: positions whose logits are encoded at once, asked before each batch.
+        features: what is kept of the teacher's layers beside the codec's columns; None for nothing.
     """
 
     def __init__(
@@ -59,10 +64,18 @@ class Scoring:
         device: str,
         chunk: Callable[[], int],
         watch: Watch,
+        features: FeatureCoding | None = None,
     ) -> None:
+        self.features = features
+        self._taps = Taps(teacher, features.layers if features else (), "capture.features.layers")
         self.teacher, self.codec = teacher, codec
         self._make_split, self._split, self._proved = split, cast(SplitHead | None, None), False
         self.targets, self.seed, self.device, self.chunk, self.watch = targets, seed, device, chunk, watch
+
+    def check(self, facts: DataFacts) -> None:
+        """Raise SpecError or ModelError where the teacher's layers don't give what is to be kept of them."""
+        if self.features is not None:
+            self.features.check_widths(widths(self.teacher, self._taps, facts))
 
     @torch.inference_mode()
     def __call__(self, group: Group) -> Encoded:
@@ -74,7 +87,7 @@ class Scoring:
         chances = uniforms(self.seed, batch.sample_ids, group.positions_per_row)[scored]
         encoded = Encoded(group, {})
         # Around all of it, so that autocast converts each weight once.
-        with self.teacher.casting():
+        with self.teacher.casting(), self._taps.listening(batch.inputs, partial(self._keep, scored)) as heard:
             if self._split is not None:
                 with self.watch("teacher"):
                     every_NH = self._split.hidden(batch.inputs).flatten(0, 1)
@@ -93,6 +106,7 @@ class Scoring:
                 with self.watch("encode"), torch.autocast(_kind(self.device), enabled=False):
                     pieces.append(self._encode(logits_NV, gold[some], chances[some], some.start, encoded))
         encoded.columns = {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
+        self._add_features(encoded, heard)
         return encoded
 
     def ask(self, inputs: dict[str, Tensor], chosen: Tensor) -> Tensor:
@@ -104,6 +118,21 @@ class Scoring:
         every_NH = self._split.hidden(inputs).flatten(0, 1)
         # A teacher that is spread over devices gives them where its last layer is.
         return self._split.logits(every_NH[chosen.to(every_NH.device)].to(self.device), self.targets)
+
+    def _keep(self, scored: Tensor, layer: str, rows: Tensor) -> dict[str, Tensor]:
+        """While the teacher's forward runs: nothing of a layer is held but what will be stored."""
+        assert self.features is not None
+        # A teacher that is spread over devices gives each layer where that lies.
+        columns = self.features.encode(layer, rows[scored.to(rows.device)])
+        return {name: values.to(self.device) for name, values in columns.items()}
+
+    def _add_features(self, encoded: Encoded, heard: dict[str, dict[str, Tensor]]) -> None:
+        for layer, columns in heard.items():
+            assert self.features is not None
+            encoded.columns |= columns
+            broken = self.features.broken(layer, columns).nonzero().flatten().cpu()
+            for row in encoded.group.rows_of(broken).tolist():
+                encoded.bad.setdefault(row, f"what the teacher's layer {layer} gives is not finite")
 
     def _prove(self, inputs: dict[str, Tensor]) -> None:
         """At the first batch, where real inputs are at hand."""

@@ -22,6 +22,7 @@ from distill_jobs.models.files import model_digest, read_serving
 from distill_jobs.spec import Job
 from distill_jobs.spec.capture import ActorKind
 from distill_jobs.store.codecs import make_codec
+from distill_jobs.store.features import FeatureCoding
 from distill_jobs.store.fidelity.measure import FIDELITY, numbers, read
 from distill_jobs.store.plan import SPLIT, StorePlan
 from distill_jobs.store.quarantine import QUARANTINE
@@ -214,4 +215,5 @@ def _plan(job: Job, workdir: Folder, facts: DataFacts) -> StorePlan:
         outputs=int(read_serving(teacher)[0]["outputs"]),
         seed=job.capture.seed,
         precision=job.capture.arithmetic,
+        features=FeatureCoding.of(job.capture.features),
     )

@@ -181,10 +181,12 @@ class CaptureWorker:
             device=self.device,
             chunk=lambda: self.sizes.chunk,
             watch=self.watch,
+            features=self.plan.make_features(),
         )
+        scoring.check(self.facts)
         return Tools(
             facts=self.facts,
-            fields=codec.fields(self.plan.classes),
+            fields=self.plan.fields(),
             scoring=scoring,
             transfer=Transfer(self.device),
             sizes=self.sizes,

@@ -20,10 +20,12 @@ from distill_jobs.models.files import load_model, save_model
 from distill_jobs.models.place import device_for, load_placed, place
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.models.spread import spread_for
+from distill_jobs.models.taps import Taps, widths
 from distill_jobs.models.teacher import import_teacher
 from distill_jobs.spec import Job, Train
 from distill_jobs.spec.distill import greatest
 from distill_jobs.store.codecs import Codec, bytes_per_position, make_codec
+from distill_jobs.store.features import FeatureCoding
 from distill_jobs.store.signal import TeacherSignal
 
 _SECONDS = 0.5
@@ -57,16 +59,25 @@ class ProbeWorker:
         job = self.job
         taught = self._row_seconds(teacher, job.teacher.train, facts) if job.teacher.train else 0.0
         place(teacher, self.device, job.capture.precision, autocast=job.capture.autocast)
-        codec = make_codec(job.capture.codec, facts)
+        codec, features = make_codec(job.capture.codec, facts), FeatureCoding.of(job.capture.features)
+        taps = Taps(teacher, features.layers if features else (), "capture.features.layers")
+        if features is not None:
+            features.check_widths(widths(teacher, taps, facts))
+        if job.distill.features is not None:
+            # A name that the student doesn't have is better told before the teacher is paid for.
+            widths(student, Taps(student, tuple(job.distill.features.pairs), "distill.features.pairs"), facts)
         batch = self._batch(facts, int(job.capture.crews[0].batch_tokens or 0) // facts.positions_per_row // 2)
 
         def capture() -> None:
-            _encode(codec, teacher(**batch.inputs).flatten(0, -2)[:, : facts.targets], batch.labels.flatten())
+            with taps.listening(batch.inputs, lambda layer, rows: features and features.encode(layer, rows)):
+                logits = teacher(**batch.inputs)
+            _encode(codec, logits.flatten(0, -2)[:, : facts.targets], batch.labels.flatten())
 
         with torch.inference_mode():
             bare = _seconds(lambda: teacher(**batch.inputs)) / batch.rows
             captured = max(bare, _seconds(capture) / batch.rows)
             student_bare = _seconds(lambda: student.to(self.device).eval()(**batch.inputs)) / batch.rows
+        stored = bytes_per_position(codec, facts.targets) + (features.bytes_per_position if features else 0)
         return Rates(
             capture_row_seconds=captured,
             encoding_share=1 - bare / captured,
@@ -74,7 +85,7 @@ class ProbeWorker:
             baseline_row_seconds=self._row_seconds(student, job.student.train, facts),
             teacher_row_seconds=taught,
             student_forward_row_seconds=student_bare,
-            bytes_per_row=float(bytes_per_position(codec, facts.targets) * facts.positions_per_row),
+            bytes_per_row=float(stored * facts.positions_per_row),
             positions_per_row=facts.positions_per_row,
         )
 

@@ -2,10 +2,12 @@
 
 A new soft loss is a function of ``Cells`` in a file here and one line in ``LOSSES``; what the spec may say of it is
 declared in ``spec.distill``. A new gate is a function of ``TeacherSignal`` and labels in ``gates`` and one line in
-``GATES``, declared in ``spec.gate``.
+``GATES``, declared in ``spec.gate``. A new feature loss is a function in ``features`` and one line in
+``FEATURE_LOSSES``.
 """
 
-from distill_jobs.losses import divergences, gates
+from distill_jobs.losses import divergences, features, gates
+from distill_jobs.losses.features import FeatureKind
 from distill_jobs.losses.gates import Gate, GateKind
 from distill_jobs.losses.kinds import FORWARD_KL, Kind, SoftLoss
 from distill_jobs.losses.refined import refined
@@ -27,6 +29,12 @@ LOSSES: dict[str, Kind] = {
     "mse": Kind(divergences.mse, spec.Mse),
 }
 
+FEATURE_LOSSES: dict[str, FeatureKind] = {
+    "mse": FeatureKind(features.mse),
+    "cosine": FeatureKind(features.cosine),
+    "cka": FeatureKind(features.cka, aligned=False),
+}
+
 GATES: dict[str, GateKind] = {
     "none": GateKind(gates.none),
     "drop": GateKind(gates.drop),
@@ -40,8 +48,10 @@ GATES: dict[str, GateKind] = {
 _REFINED = Kind(refined, gate_spec.Refined)
 
 __all__ = [
+    "FEATURE_LOSSES",
     "GATES",
     "LOSSES",
+    "FeatureKind",
     "Gate",
     "GateKind",
     "Kind",

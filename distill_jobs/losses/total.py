@@ -29,6 +29,7 @@ class LossParts:
             Behind a gate each position counts with the share that it keeps.
         positions: how many positions the means are over.
         gated: the share of positions at which a gate changed something, detached; None without a gate.
+        features: the feature loss without its weight, detached; None where there is none.
     """
 
     total: Tensor
@@ -36,6 +37,7 @@ class LossParts:
     soft: Tensor
     positions: int
     gated: Tensor | None = None
+    features: Tensor | None = None
 
 
 def distillation_loss(

@@ -146,6 +146,13 @@ def sample_inputs(facts: DataFacts, rows: int = 2, length: int | None = None) ->
     return {"input_ids": input_ids, other: torch.ones_like(input_ids)}
 
 
+def few_inputs(scorer: Scorer, facts: DataFacts) -> dict[str, Tensor]:
+    """Made-up inputs that are just enough to show the shapes of what a model gives."""
+    # A factory may build for the full length only; others need no more than a few tokens to show their shape.
+    full = scorer.origin["kind"] == "factory" or facts.features != "documents"
+    return sample_inputs(facts, length=None if full else min(8, int(facts.sequence_length or 8)))
+
+
 def settle(scorer: Scorer, facts: DataFacts) -> Scorer:
     """Run two made-up rows through the model, check the logits' shape, and set ``outputs``.
 
@@ -153,9 +160,7 @@ def settle(scorer: Scorer, facts: DataFacts) -> Scorer:
         ModelError: the model fails on such inputs, or its logits have another shape.
         VocabularyError: it gives fewer logits than there are tokens, or not one for each class.
     """
-    # A factory may build for the full length only; others need no more than a few tokens to show their shape.
-    full = scorer.origin["kind"] == "factory" or facts.features != "documents"
-    inputs = sample_inputs(facts, length=None if full else min(8, int(facts.sequence_length or 8)))
+    inputs = few_inputs(scorer, facts)
     training = scorer.training
     scorer.eval()
     try:

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, model_validator
 
 from distill_jobs.spec.base import OneOf, Part, Positive, Precision, Share
+from distill_jobs.spec.features import StoredFeatures
 
 Most = tuple[Annotated[int, Field(ge=0)], Positive]
 Actors = Positive | Most
@@ -85,7 +86,7 @@ class Capture(Part):
     with: a count, or a share of all rows. ``autocast`` keeps the weights in fp32 and computes in ``precision``;
     ``compile`` compiles the teacher; ``chunk_positions`` go through its output head at once (0: its own whole forward;
     by default as many as suit the device). ``fidelity_positions`` held-back positions show what the codec keeps of the
-    teacher; 0 leaves that out.
+    teacher; 0 leaves that out. ``features`` keeps what layers of the teacher give, too.
     """
 
     codec: Codec | None = None
@@ -102,6 +103,13 @@ class Capture(Part):
     retries: Annotated[int, Field(ge=0)] = 3
     max_quarantined: Annotated[int, Field(ge=0)] | Share = 0.01
     fidelity_positions: Annotated[int, Field(ge=0, le=1 << 20)] = 512
+    features: StoredFeatures | None = None
+
+    @model_validator(mode="after")
+    def _layers_can_be_heard(self) -> Self:
+        if self.features and self.compile:
+            raise ValueError("features listen to single layers, which are gone once compiled: set compile to false")
+        return self
 
     @model_validator(mode="after")
     def _kinds_stand_alone(self) -> Self:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from distill_jobs.spec.base import LossArguments, Named, Part, Sparse, TwoParts
+from distill_jobs.spec.features import MatchedFeatures, inputs_of
 from distill_jobs.spec.gate import NO_GATE, Gate
 from distill_jobs.spec.reading import Mix
 from distill_jobs.spec.teachers import Teachers
@@ -166,7 +167,7 @@ class Distill(Teachers):
     compares z-scores of the logits, so that the student need not match the teacher's scale. ``gate`` spares the student
     what the teacher gets wrong. ``mix`` names further stores; the job's own gives the samples that their shares leave.
     ``teachers`` names several that are mixed row by row. With ``soft_labels: live`` there is no store: the teacher says
-    the same beside the student, in actors.
+    the same beside the student, in actors. ``features`` adds a loss on what layers give; see ``capture.features``.
     """
 
     temperature: Temperature = 2.0
@@ -176,6 +177,7 @@ class Distill(Teachers):
     gate: Gate = NO_GATE
     soft_labels: Literal["store", "live"] = "store"
     mix: tuple[Mix, ...] = ()
+    features: MatchedFeatures | None = None
 
     @model_validator(mode="after")
     def _mix_leaves_own(self) -> Self:
@@ -198,6 +200,11 @@ class Distill(Teachers):
         if self.soft_labels == "live" and (self.mix or self.teachers):
             raise ValueError(
                 f"soft_labels live asks the job's own teacher only: remove {'mix' if self.mix else 'teachers'}"
+            )
+        if self.features and self.teachers:
+            raise ValueError(
+                "features are those of the job's own teacher, and several teachers share no layer: remove features or "
+                "teachers"
             )
         return self
 
@@ -224,4 +231,5 @@ class Distill(Teachers):
             tree["by_label"] = self.by_label
         if self.soft_labels == "live":
             tree["soft_labels"] = "live"
+        tree |= inputs_of(self.features)
         return tree | ({"standardise": True} if self.standardise else {}) | self.gate.inputs()

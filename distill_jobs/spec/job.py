@@ -89,6 +89,10 @@ class Job(Part):
         refused = self.refusal(codec.kind, codec.chosen.model_dump()) if codec else None
         if refused:
             raise ValueError(refused)
+        features = self.distill.features
+        unserved = features.refusal(self.capture.features) if features else None
+        if unserved:
+            raise ValueError(unserved)
         if self.distill.follows_learning_rate and self.student.train.schedule == "constant":
             raise ValueError(
                 "distill has a wsd schedule, which follows the learning rate down, but student.train.schedule is "

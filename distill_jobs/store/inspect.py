@@ -9,7 +9,6 @@ from torch import Tensor
 from cluster.files import Folder
 from distill_jobs.data.tokenizer import open_tokenizer
 from distill_jobs.errors import DistillError
-from distill_jobs.store.codecs import bytes_per_position
 from distill_jobs.store.plan import StorePlan, workdir_of
 from distill_jobs.store.quarantine import QUARANTINE, few_of
 from distill_jobs.store.reader import LogitStore, open_parts, read_manifest
@@ -52,7 +51,7 @@ def describe(folder: Folder, samples: int = 3, data: Folder | None = None) -> di
         "bytes": manifest["bytes"],
         "codec": plan.codec,
         "seed": plan.seed,
-        "bytes_per_position": bytes_per_position(plan.make_codec(), plan.classes),
+        "bytes_per_position": plan.bytes_per_position,
     }
     if not table.rows:
         return page
@@ -60,6 +59,7 @@ def describe(folder: Folder, samples: int = 3, data: Folder | None = None) -> di
     columns = table.take(np.unique(np.linspace(0, table.rows - 1, rows).astype(np.int64)))
     page["disk"] = _on_disk(page, plan.positions_per_row, columns)
     keep = labels_of(columns, store.facts) != -100
+    page["features"] = store.features_told(columns)
     signal = store.signal(columns, "cpu", keep)
     if not len(signal):
         return page
@@ -89,6 +89,7 @@ def render(page: dict[str, Any]) -> str:
         f"codec         {page['codec']['name']}{f' ({codec})' if codec else ''}: {page['bytes_per_position']:,} bytes "
         f"a position; seed {page['seed']}",
     ]
+    lines += [f"{'features' if n == 0 else '':<14}{told}" for n, told in enumerate(page.get("features", ()))]
     if "disk" in page:
         disk, whole = page["disk"], max(1, page["bytes"])
         lines.append(f"on disk       {page['bytes']:,} bytes:")

@@ -40,7 +40,13 @@ class MixedStore:
         self.offsets = [int(start) for start in self._starts[:-1]]
         self.rows = int(self._starts[-1])
 
-    def take(self, indices: np.ndarray, soft: bool = True, columns: list[str] | None = None) -> dict[str, np.ndarray]:
+    def take(
+        self,
+        indices: np.ndarray,
+        soft: bool = True,
+        columns: list[str] | None = None,
+        layers: tuple[str, ...] = (),
+    ) -> dict[str, np.ndarray]:
         """Rows as ``LogitStore.take`` gives them; columns that not all stores have must not be asked for."""
         indices = np.asarray(indices, dtype=np.int64)
         if len(indices) and (indices.min() < 0 or indices.max() >= self.rows):
@@ -49,7 +55,8 @@ class MixedStore:
         out: dict[str, np.ndarray] = {}
         for which in np.unique(number).tolist():
             to = np.flatnonzero(number == which)
-            taken: dict[str, np.ndarray] = self.stores[which].take(indices[to] - self._starts[which], soft, columns)
+            own = indices[to] - self._starts[which]
+            taken: dict[str, np.ndarray] = self.stores[which].take(own, soft, columns, layers)
             if len(to) == len(indices):
                 return taken
             for name, values in taken.items():
@@ -57,6 +64,17 @@ class MixedStore:
                     out[name] = np.empty((len(indices), *values.shape[1:]), values.dtype)
                 out[name][to] = values
         return out
+
+    def check_layers(self, layers: tuple[str, ...]) -> None:
+        """See ``LogitStore.check_layers``; all stores have to hold the same features."""
+        for store in self.stores if layers else ():
+            store.check_layers(layers)
+            if store.plan.features != self.plan.features:
+                raise StoreError(
+                    f"{store.table.folder} can't be mixed with the job's own store: their features differ "
+                    f"({_short(store.plan.features)}, not {_short(self.plan.features)}); capture both with the same "
+                    f"capture.features"
+                )
 
     def signal(
         self, columns: dict[str, np.ndarray], device: str | torch.device, keep: Tensor | None = None

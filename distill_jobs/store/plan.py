@@ -9,7 +9,8 @@ from cluster.files import Folder, digest
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.errors import DataError, StoreError, VocabularyError
 from distill_jobs.store import SCHEMA_VERSION
-from distill_jobs.store.codecs import Codec, codec_from_plan
+from distill_jobs.store.codecs import Codec, Field, codec_from_plan
+from distill_jobs.store.features import FeatureCoding
 from distill_jobs.store.rows import data_columns
 
 PLAN = "plan.json"
@@ -39,6 +40,7 @@ class StorePlan:
         facts: the data's facts, as plain values, so that the store can be trained from alone.
         seed: what the codec's draws start from, together with sample ids and positions.
         precision: the arithmetic that was asked of the teacher; ``auto`` is that of the device.
+        features: what ``FeatureCoding.as_plan`` gives, of a store that holds features of layers.
     """
 
     teacher: str
@@ -52,10 +54,19 @@ class StorePlan:
     seed: int = 0
     precision: str = "auto"
     schema_version: int = SCHEMA_VERSION
+    features: dict[str, Any] | None = None
 
     @classmethod
     def make(
-        cls, facts: DataFacts, codec: Codec, teacher: str, outputs: int, *, seed: int = 0, precision: str = "auto"
+        cls,
+        facts: DataFacts,
+        codec: Codec,
+        teacher: str,
+        outputs: int,
+        *,
+        seed: int = 0,
+        precision: str = "auto",
+        features: FeatureCoding | None = None,
     ) -> Self:
         """The plan for the data's training split and a teacher that gives ``outputs`` logits.
 
@@ -78,6 +89,7 @@ class StorePlan:
             facts=_plain(facts),
             seed=seed,
             precision=precision,
+            features=features.as_plan() if features else None,
         )
 
     @classmethod
@@ -103,7 +115,11 @@ class StorePlan:
         return plan
 
     def save(self, folder: Folder) -> None:
-        folder.write_json(PLAN, asdict(self))
+        folder.write_json(PLAN, self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``plan.json`` holds; a store without features says nothing of them, as before there were any."""
+        return {name: value for name, value in asdict(self).items() if name != "features" or value is not None}
 
     @property
     def classes(self) -> int:
@@ -113,12 +129,12 @@ class StorePlan:
     @property
     def digest(self) -> str:
         """Changes when anything in the plan does: a manifest carries that of its own plan."""
-        return digest(asdict(self))
+        return digest(self.as_dict())
 
     @cached_property
     def contract(self) -> str:
         """Changes when anything does that all parts depend on; the data of single parts are not among it."""
-        return digest({name: getattr(self, name) for name in _CONTRACT})
+        return digest({name: value for name, value in self.as_dict().items() if name in _CONTRACT})
 
     def part_inputs(self, data_sha256: str) -> str:
         """The digest of all that one part is made from: a part with another one is made again.
@@ -130,6 +146,19 @@ class StorePlan:
 
     def make_codec(self) -> Codec:
         return codec_from_plan(self.codec)
+
+    def make_features(self) -> FeatureCoding | None:
+        return FeatureCoding.from_plan(self.features)
+
+    def fields(self) -> dict[str, Field]:
+        """All columns of the teacher in a part, by their names without the prefix: the codec's, then the features'."""
+        features = self.make_features()
+        return {**self.make_codec().fields(self.classes), **(features.fields() if features else {})}
+
+    @property
+    def bytes_per_position(self) -> int:
+        """Stored bytes of one position, features among them."""
+        return sum(field.bytes for field in self.fields().values())
 
     def make_facts(self) -> DataFacts:
         return DataFacts.of(self.facts, "the store's plan")
@@ -150,7 +179,7 @@ class StorePlan:
         if not agree or not words or self.schema_version != SCHEMA_VERSION:
             raise TypeError
         # Arrow's lists are counted in 32 bits, whatever a damaged plan may ask for.
-        widest = max(field.width for field in self.make_codec().fields(self.classes).values())
+        widest = max(field.width for field in self.fields().values())
         if widest * self.positions_per_row >= 1 << 31:
             raise TypeError
 
@@ -178,6 +207,7 @@ _CONTRACT = (
     "positions_per_row",
     "seed",
     "precision",
+    "features",
 )
 
 

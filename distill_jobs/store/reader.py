@@ -1,5 +1,6 @@
 """Reading a logit store: rows by their numbers, and the teacher's signal at the positions that a loss wants."""
 
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.errors import DataError, StoreError
 from distill_jobs.store.codecs import Field
-from distill_jobs.store.codecs.fields import statistics, unpack_statistics
+from distill_jobs.store.codecs.fields import Statistics, statistics, unpack_statistics
 from distill_jobs.store.plan import PARTS, SPLIT, StorePlan, refuse_cold
 from distill_jobs.store.rows import check_rows, data_columns
 from distill_jobs.store.signal import TeacherSignal
@@ -39,9 +40,9 @@ class LogitStore:
         self.facts = plan.make_facts()
         self.rows = table.rows
         self._pixels = pixels
-        self._codec = plan.make_codec()
-        self._fields = self._codec.fields(plan.classes)
-        self._soft = [PREFIX + name for name in self._fields]
+        self._codec, self._features = plan.make_codec(), plan.make_features()
+        self._fields = plan.fields()
+        self._soft = [PREFIX + name for name in self._codec.fields(plan.classes)]
         table.inspect = self._check_part
 
     @classmethod
@@ -69,11 +70,18 @@ class LogitStore:
         """The row numbers [n] of sample ids [n]; raises StoreError when the store has no such sample."""
         return self.table.rows_of(sample_ids)
 
-    def take(self, indices: np.ndarray, soft: bool = True, columns: list[str] | None = None) -> dict[str, np.ndarray]:
+    def take(
+        self,
+        indices: np.ndarray,
+        soft: bool = True,
+        columns: list[str] | None = None,
+        layers: tuple[str, ...] = (),
+    ) -> dict[str, np.ndarray]:
         """The rows ``indices`` (global numbers, any order): the data's columns and the soft target's (``t.<field>``).
 
         Args:
             soft: False leaves the soft target's columns unread.
+            layers: the teacher's layers whose features are read, too; see ``check_layers``.
             columns: the data's columns to read; None reads all. Text is slow to read, and training needs none.
 
         Returns:
@@ -83,6 +91,8 @@ class LogitStore:
         known = self.table.schema.names if columns is None else columns
         names = [name for name in known if name != STAYS_IN_DATA and not name.startswith(PREFIX)]
         names += self._soft if soft else []
+        if layers and self._features is not None:
+            names += [PREFIX + name for name in self._features.fields(layers)]
         taken = self.table.take(indices, names)
         if self._pixels is not None and (columns is None or STAYS_IN_DATA in columns):
             taken |= self._pixels.take(self._in_data(indices), [STAYS_IN_DATA])
@@ -94,6 +104,33 @@ class LogitStore:
             return indices
         return self._pixels.rows_of(self.table.take(indices, ["sample_id"])["sample_id"])
 
+    def check_layers(self, layers: tuple[str, ...]) -> None:
+        """Raise StoreError where the store doesn't hold the features of one of these layers of the teacher."""
+        held = self._features.layers if self._features else ()
+        for name in layers:
+            if name not in held:
+                raise StoreError(
+                    f"{self.table.folder} holds no features of the teacher's layer {name} (it holds: "
+                    f"{', '.join(held) or 'none'}); name it in capture.features.layers and capture again"
+                )
+
+    def check(self, columns: dict[str, np.ndarray]) -> None:
+        """Refuse rows, as ``take`` gave them, in which the teacher's columns hold what no encoder writes.
+
+        Raises:
+            StoreError: naming the column.
+        """
+        raw = self._raw(columns, "cpu", None)
+        self._codec.check(raw, self.plan.classes)
+        if self._features is not None:
+            self._features.check(raw)
+
+    def features_told(self, columns: dict[str, np.ndarray]) -> list[str]:
+        """A line about the features of each layer, and how far off rounding leaves those of rows that were taken."""
+        if self._features is None:
+            return []
+        return self._features.told(self._raw(columns, "cpu", None))
+
     def prefetch(self, parts: list[int], spare: list[int]) -> None:
         """Have parts fetched ahead where the store lies in an object store, without giving up the parts ``spare``."""
         for table in (self.table, self._pixels):
@@ -103,7 +140,7 @@ class LogitStore:
     def signal(
         self, columns: dict[str, np.ndarray], device: str | torch.device, keep: Tensor | None = None
     ) -> TeacherSignal:
-        """The teacher at the positions of rows that ``take`` gave.
+        """The teacher at the positions of rows that ``take`` gave, with the features that were asked for.
 
         Args:
             keep: [n, positions_per_row] of bool; only these positions, in row-major order. None keeps all.
@@ -112,9 +149,13 @@ class LogitStore:
             StoreError: a column is missing, has another type, or holds values out of range.
         """
         chosen = None if keep is None or bool(keep.all()) else keep.reshape(-1).cpu().numpy().nonzero()[0]
-        return self._codec.decode(self._raw(columns, device, chosen), self.plan.classes)
+        raw = self._raw(columns, device, chosen)
+        signal = self._codec.decode(raw, self.plan.classes)
+        if self._features is None or not any(PREFIX + name in columns for name in self._features.fields()):
+            return signal
+        return replace(signal, features=self._features.decode(raw))
 
-    def statistics(self, indices: np.ndarray) -> dict[str, Tensor]:
+    def statistics(self, indices: np.ndarray) -> Statistics:
         """``gold_logprob``, ``gold_rank`` and ``entropy`` at every position of rows, [n · positions_per_row] each.
 
         As in ``TeacherSignal``; of the soft target only these columns are read.
@@ -131,6 +172,8 @@ class LogitStore:
     ) -> dict[str, Tensor]:
         raw = {}
         for name, field in self._fields.items():
+            if PREFIX + name not in columns and PREFIX + name not in self._soft:
+                continue
             values = _values(columns, name, field, self.plan.positions_per_row)
             values = values if chosen is None else values.take(chosen, axis=0)
             raw[name] = as_tensor(values).to(device)
@@ -141,10 +184,11 @@ class LogitStore:
         numbers = np.asarray(self.table.part_range(part), dtype=np.int64)
         rows = max(1, _CHECKED_POSITIONS // self.plan.positions_per_row)
         for start in range(0, len(numbers), rows):
-            columns = self.table.take(numbers[start : start + rows], [*data_columns(self.facts), *self._soft])
+            names = [*data_columns(self.facts), *(PREFIX + name for name in self._fields)]
+            columns = self.table.take(numbers[start : start + rows], names)
             try:
                 check_rows(columns, self.facts)
-                self._codec.check(self._raw(columns, "cpu", None), self.plan.classes)
+                self.check(columns)
             except StoreError as error:
                 raise StoreError(f"part {part} of {self.table.folder}: {error}") from None
 
@@ -227,8 +271,7 @@ def _values(columns: dict[str, np.ndarray], name: str, field: Field, positions: 
 
 
 def _check_schema(schema: pa.Schema, plan: StorePlan, folder: Folder) -> None:
-    fields = plan.make_codec().fields(plan.classes)
-    soft = {PREFIX + name: column_type(field, plan.positions_per_row) for name, field in fields.items()}
+    soft = {PREFIX + name: column_type(field, plan.positions_per_row) for name, field in plan.fields().items()}
     for name, expected in {**data_columns(plan.make_facts()), **soft}.items():
         at = schema.get_field_index(name)
         if at < 0 or schema.field(at).type != expected:

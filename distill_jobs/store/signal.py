@@ -37,6 +37,7 @@ class TeacherSignal:
         draw_ids: [N, D] int64, classes drawn from the tail with probability p, with repeats; None without draws.
         draw_logprob: [N, D] float32, their log-probabilities at T = 1.
         draw_counts: [N, D] float32, how often each was drawn (0 marks an unused place); None when each was drawn once.
+        features: what layers of the teacher gave, by their names: [N, width] float32; None where nobody asked for them.
     """
 
     head_ids: Tensor | None
@@ -51,6 +52,7 @@ class TeacherSignal:
     draw_ids: Tensor | None = None
     draw_logprob: Tensor | None = None
     draw_counts: Tensor | None = None
+    features: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.head_logprob)
@@ -158,6 +160,8 @@ class TeacherSignal:
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
+        if self.features is not None:
+            moved["features"] = {layer: values.to(device) for layer, values in self.features.items()}
         return replace(self, **moved)
 
 

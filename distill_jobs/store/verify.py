@@ -1,7 +1,6 @@
 """Everything that a logit store promises, checked. Each broken promise is one sentence; damage never crashes this."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from distill_jobs.store.check import check_signal
 from distill_jobs.store.coverage import uncovered
 from distill_jobs.store.plan import PARTS, PLAN, SPLIT, StorePlan
 from distill_jobs.store.quarantine import read_quarantine
-from distill_jobs.store.reader import LogitStore, as_tensor, open_parts, read_manifest
+from distill_jobs.store.reader import LogitStore, open_parts, read_manifest
 from distill_jobs.store.writer import PREFIX, contract
 
 _POSITIONS_AT_ONCE = 1 << 14
@@ -33,7 +32,8 @@ def verify(folder: Folder, data: Folder | None = None, teacher: Folder | None = 
     where ``data`` is given, size and SHA-256 of each part and of each file of the quarantine, and the schema. Every row
     of the data is in one part, in its place, or in the quarantine with its reason: none in both, twice or nowhere.
     Then the values: finite, class ids and gold ranks in range, no class twice in a head, no draw that the head holds,
-    all draws counted, the gold class as likely as the head has it, and probabilities that add up to one.
+    all draws counted, the gold class as likely as the head has it, probabilities that add up to one, and features that
+    fit their scales.
 
     Args:
         data: what the store was made from. Without them the plan's facts and the ids themselves tell what there was.
@@ -68,7 +68,7 @@ def _of_one_another(folder: Folder, plan: StorePlan, manifest: dict[str, Any]) -
     for name, value in contract(plan).items():
         if manifest.get(name) != value:
             yield f"{folder}/{MANIFEST} says {name} {manifest.get(name)!r}, but by the plan it is {value!r}"
-    for name, values in ((PLAN, asdict(plan)), (MANIFEST, manifest)):
+    for name, values in ((PLAN, plan.as_dict()), (MANIFEST, manifest)):
         # The digests are of values: what changes only how these are written is seen by the bytes alone.
         try:
             same = folder.read(name) == json_bytes(values)
@@ -204,9 +204,7 @@ def _values(store: LogitStore, columns: dict[str, np.ndarray]) -> Iterator[str]:
         return
     try:
         signal = store.signal(columns, "cpu", keep)
-        codec, classes = store.plan.make_codec(), store.plan.classes
-        shaped = {name: columns[PREFIX + name].reshape(-1, f.width) for name, f in codec.fields(classes).items()}
-        codec.check({name: as_tensor(values) for name, values in shaped.items()}, classes)
+        store.check(columns)
     except StoreError as error:
         yield str(error)
         return

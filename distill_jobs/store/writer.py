@@ -15,7 +15,7 @@ from cluster.meter import Usage
 from distill_jobs.data.commits import Commits
 from distill_jobs.data.table import MANIFEST, PartRecord, commit_part, record_name
 from distill_jobs.errors import DataError, StoreError
-from distill_jobs.store.codecs import Field, bytes_per_position
+from distill_jobs.store.codecs import Field
 from distill_jobs.store.plan import PARTS, PLAN, StorePlan, refuse_cold
 from distill_jobs.store.quarantine import FILE, QUARANTINE, Quarantined, sweep, without_quarantine, write_quarantine
 
@@ -64,7 +64,7 @@ def write_part(
     Args:
         source: the rows of the data's part ``part`` that are kept, in order, as record batches of any sizes. They may
             be made as they are asked for: no more than the rows of one record batch of the store are held.
-        targets: for each of them what the codec's ``encode`` gave: [rows · positions_per_row, width] for each field.
+        targets: for each of them what codec and features ``encode``: [rows · positions_per_row, width] for each field.
         data_sha256: SHA-256 of the data's part; empty where it has no rows or there are no data.
         usage: what making it has used; a function is asked once all batches have been made and written.
         quarantined: asked then for the rows of the data's part that ``source`` has left out.
@@ -72,7 +72,7 @@ def write_part(
     Raises:
         StoreError: ``targets`` doesn't fit ``source`` or the codec, or a quarantined row is of another part.
     """
-    fields = plan.make_codec().fields(plan.classes)
+    fields = plan.fields()
     counted = _Counted(source)
     batches = iter(counted)
     first = next(batches, None)
@@ -138,7 +138,7 @@ def contract(plan: StorePlan) -> dict[str, Any]:
         "schema_version": plan.schema_version,
         "plan": plan.digest,
         "codec": plan.codec,
-        "bytes_per_position": bytes_per_position(plan.make_codec(), plan.classes),
+        "bytes_per_position": plan.bytes_per_position,
         "positions_per_row": plan.positions_per_row,
     }
 

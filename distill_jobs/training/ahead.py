@@ -157,3 +157,4 @@ def _tensors(portion: Portion) -> Iterator[Tensor]:
         if micro.signal is not None:
             values = (getattr(micro.signal, each.name) for each in fields(micro.signal))
             yield from (value for value in values if isinstance(value, Tensor))
+            yield from (micro.signal.features or {}).values()

@@ -18,8 +18,10 @@ from distill_jobs.models.files import save_model
 from distill_jobs.models.packing import check_packing
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.stage import RECORD, StageRecord
+from distill_jobs.store.features import FeatureCoding
 from distill_jobs.store.plan import StorePlan, check_student
 from distill_jobs.training.checkpoint import Keeper
+from distill_jobs.training.features import FeatureStudent, students_own
 from distill_jobs.training.live import live_plan, live_source, live_teacher
 from distill_jobs.training.loop import Loop, Progress, steps_of
 from distill_jobs.training.pace import flops_per_token, memory_of
@@ -116,15 +118,18 @@ def _train(
     elif task.store is None:
         train = split_source(task.data, "train", task.reading)
     else:
-        train = store_source(task.store, task.data, arm.reads_soft, task.reading, task.mix, task.teachers)
+        train = store_source(
+            task.store, task.data, arm.reads_soft, task.reading, task.mix, task.teachers, arm.teacher_layers
+        )
     steps = steps_of(train.rows, arm.train.epochs, arm.train.steps, arm.train.batch_size)
     # The same for student and baseline: dropout and the like must not make the arms differ.
     torch.manual_seed(arm.seed)
     head = fused_head(scorer, train.facts) if arm.train.fused_loss else None
     flops = flops_per_token(scorer, train.facts)
-    engine = Engine(scorer, _engine_config(arm, steps, rank), rank.device)
+    student = _by_features(arm, task, scorer, train.facts)
+    engine = Engine(student or scorer, _engine_config(arm, steps, rank), rank.device)
     try:
-        loop = Loop(arm, engine, train, validation, rank, steps, head, keeper, flops)
+        loop = Loop(arm, engine, train, validation, rank, steps, head, keeper, flops, student)
         found = keeper.restore(engine)
         if found is not None:
             loop.restore(found["loop"])
@@ -136,11 +141,20 @@ def _train(
         keeper.finish()
         state = engine.full_state(ema=True)
         if rank.rank == 0:
-            _save(arm, scorer, train.facts, task.data, state)
+            _save(arm, scorer, train.facts, task.data, students_own(state) if student and state else state)
         engine.barrier()
     finally:
         engine.close()
     return progress
+
+
+def _by_features(arm: Arm, task: TrainTask, scorer: Scorer, facts: DataFacts) -> FeatureStudent | None:
+    if arm.features is None:
+        return None
+    plan = StorePlan.load(task.store) if task.store is not None else None
+    coding = plan.make_features() if plan is not None else FeatureCoding.of(task.live.features if task.live else None)
+    assert coding is not None, "the source has been asked for features"
+    return FeatureStudent(scorer, arm.features, coding.width, facts, arm.seed)
 
 
 def _engine_config(arm: Arm, steps: int, rank: Rank) -> EngineConfig:

@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,7 @@ from distill_jobs.spec.capture import ActorKind, Capture
 from distill_jobs.spec.reading import Reading
 from distill_jobs.spec.train import Train
 from distill_jobs.store.codecs import make_codec
+from distill_jobs.store.features import FeatureCoding
 from distill_jobs.store.plan import SPLIT, StorePlan
 from distill_jobs.store.reader import as_tensor
 from distill_jobs.store.signal import TeacherSignal
@@ -80,7 +81,7 @@ class LiveWorker:
         )
         plan = live_plan(spec, self.facts, self.teacher.outputs)
         codec = plan.make_codec()
-        self.fields, self.tokens = codec.fields(plan.classes), kind.batch_tokens or spec.batch_tokens
+        self.fields, self.tokens = plan.fields(), kind.batch_tokens or spec.batch_tokens
         own = next((p.dtype for p in self.teacher.parameters() if p.is_floating_point()), torch.float32)
         chunk = spec.chunk_positions or chunk_for(device, plan.classes, self.teacher.autocast or own)
         self.scoring = Scoring(
@@ -92,7 +93,9 @@ class LiveWorker:
             device=device,
             chunk=lambda: chunk,
             watch=Watch(device),
+            features=plan.make_features(),
         )
+        self.scoring.check(self.facts)
         self.transfer = Transfer(device)
         self.trim = Trim(whole=self.teacher.origin["kind"] != "hf", pin=device != "cpu")
 
@@ -123,7 +126,15 @@ def live_plan(spec: Capture, facts: DataFacts, outputs: int) -> StorePlan:
         VocabularyError: the teacher gives fewer logits than there are classes.
     """
     codec = make_codec(spec.codec, facts)
-    return StorePlan.make(facts, codec, "live", outputs, seed=spec.seed, precision=spec.arithmetic)
+    return StorePlan.make(
+        facts,
+        codec,
+        "live",
+        outputs,
+        seed=spec.seed,
+        precision=spec.arithmetic,
+        features=FeatureCoding.of(spec.features),
+    )
 
 
 @contextmanager
@@ -153,8 +164,7 @@ def live_source(asked: OnCall, data: Folder, spec: Capture, train: Train, rank: 
     hard = split_source(data, SPLIT, reading)
     plan = live_plan(spec, hard.facts, hard.facts.targets)
     table = Asking(hard.columns, asked.ask)
-    codec = plan.make_codec()
-    fields = codec.fields(plan.classes)
+    codec, features, fields = plan.make_codec(), plan.make_features(), plan.fields()
 
     def signal(columns: Columns, device: str, keep: Tensor) -> TeacherSignal:
         chosen = keep.reshape(-1).cpu().numpy().nonzero()[0]
@@ -162,7 +172,8 @@ def live_source(asked: OnCall, data: Folder, spec: Capture, train: Train, rank: 
         for name, field in fields.items():
             values = columns[PREFIX + name].reshape(-1, field.width)
             raw[name] = as_tensor(values.take(chosen, axis=0)).to(device)
-        return codec.decode(raw, plan.classes)
+        said = codec.decode(raw, plan.classes)
+        return said if features is None else replace(said, features=features.decode(raw))
 
     def order(seed: int) -> Order:
         return Foretelling(hard.order(seed), table.expect, train.rows_per_micro_batch, rank)

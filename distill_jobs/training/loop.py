@@ -15,6 +15,7 @@ from distill_jobs.losses.fused_head import FusedHead
 from distill_jobs.training.ahead import Ahead, Omissions, Portion
 from distill_jobs.training.checkpoint import Errand, Keeper
 from distill_jobs.training.culprits import Inquest
+from distill_jobs.training.features import FeatureStudent
 from distill_jobs.training.guard import Guard, Trouble
 from distill_jobs.training.pace import Pace
 from distill_jobs.training.scoring import BatchLoss
@@ -55,11 +56,13 @@ class Loop:
         head: FusedHead | None = None,
         keeper: Keeper | None = None,
         flops: float | None = None,
+        student: FeatureStudent | None = None,
     ) -> None:
         self.arm, self.engine, self.rank, self.steps, self.keeper = arm, engine, rank, steps, keeper
         self.train, self.validation = train, validation
         self.order = train.order(arm.seed)
-        self.score = BatchLoss(engine, make_loss(arm.loss, arm.standardise, arm.gate), train.facts.targets, head)
+        soft = make_loss(arm.loss, arm.standardise, arm.gate)
+        self.score = BatchLoss(engine, soft, train.facts.targets, head, student)
         self.progress = Progress()
         self.step = self.consumed = 0
         self._waited = 0  # looks at the validation split since the best one
@@ -161,19 +164,19 @@ class Loop:
         mine = [float(sum(micro.positions for micro in micros)), float(sum(micro.tokens for micro in micros)), errand]
         total, tokens, asked = self._sum(mine)
         self._errand = Errand(int(asked))
-        sums = torch.zeros(4, dtype=torch.float64, device=self.rank.device)
+        sums = torch.zeros(5, dtype=torch.float64, device=self.rank.device)
         for number, micro in enumerate(micros, 1):
             parts = self.score(micro.batch, micro.signal, *self._weights(step))
             # The engine averages over ranks and micro-batches, which hold unequally many scored positions: the
             # weight makes it the mean over all positions of the step, as the convention says.
             weight = parts.positions * len(micros) * self.rank.world_size / max(1.0, total)
             self.engine.backward(parts.total * weight)
-            gated = torch.zeros_like(parts.hard) if parts.gated is None else parts.gated
-            sums += torch.stack([parts.total.detach(), parts.hard, parts.soft, gated]).double() * parts.positions
+            others = [parts.hard.new_zeros(()) if each is None else each for each in (parts.gated, parts.features)]
+            sums += torch.stack([parts.total.detach(), parts.hard, parts.soft, *others]).double() * parts.positions
             if number < len(micros):
                 self.engine.step()
         # On a GPU this waits for it, where the engine's own look at the losses would do so in the next line.
-        loss, hard, soft, gated_share = (each / max(1.0, total) for each in self._sum(sums.tolist()))
+        loss, hard, soft, gated, features = (each / max(1.0, total) for each in self._sum(sums.tolist()))
         rate = self.engine.learning_rate
         trouble = self._move(loss)
         self.step, self.consumed = step, portion.end
@@ -182,7 +185,8 @@ class Loop:
         self.pace.add(total, tokens, time.perf_counter() - started, self._reader.waited - waited)
         if trouble is None and (step % self.log_every == 0 or step == self.steps):
             learnt = {"loss": loss, "hard": hard, "soft": soft, "learning_rate": rate}
-            self._log(learnt | ({"gated": gated_share} if self.arm.gated else {}))
+            learnt |= {"gated": gated} if self.arm.gated else {}
+            self._log(learnt | ({"features": features} if self.arm.features else {}))
         return portion, trouble
 
     def _move(self, loss: float) -> Trouble | None:

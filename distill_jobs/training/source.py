@@ -91,6 +91,7 @@ def store_source(
     reading: Reading | None = None,
     mix: Sequence[Mix] = (),
     teachers: Teachers | None = None,
+    layers: tuple[str, ...] = (),
 ) -> Source:
     """The rows of a logit store, mixed with those of others where ``mix`` names some.
 
@@ -100,6 +101,7 @@ def store_source(
 
     Args:
         soft: whether to read the teacher's signal; else its columns are never touched.
+        layers: of the teacher, whose features are read with the signal.
 
     Raises:
         StoreError: a store is damaged, incomplete, or can't be mixed with the job's own.
@@ -114,16 +116,18 @@ def store_source(
     own = stores[0]
     names = batch_columns(own.facts)
     if not mix:
-        take = partial(own.take, soft=soft, columns=names)
+        own.check_layers(layers)
+        take = partial(own.take, soft=soft, columns=names, layers=layers)
         return Source(own.facts, own.rows, take, own.signal if soft else None, orders[0])
     mixed = MixedStore(stores)
+    mixed.check_layers(layers)
     shares = [1.0 - sum(other.share for other in mix), *(other.share for other in mix)]
 
     def order(seed: int) -> Order:
         # Each store is shuffled in its own way, even where two are of one size.
         return MixedOrder([make(seed + i * 1_000_003) for i, make in enumerate(orders)], mixed.offsets, shares, seed)
 
-    take = partial(mixed.take, soft=soft, columns=names)
+    take = partial(mixed.take, soft=soft, columns=names, layers=layers)
     return Source(mixed.facts, order(0).rows, take, mixed.signal if soft else None, order)
 
 

@@ -7,6 +7,7 @@ from cluster.files import Folder
 from distill_jobs.spec import Lora, Model, Train
 from distill_jobs.spec.capture import Capture
 from distill_jobs.spec.distill import Loss, Moving, greatest
+from distill_jobs.spec.features import MatchedFeatures
 from distill_jobs.spec.gate import Gate
 from distill_jobs.spec.reading import Mix, Reading
 from distill_jobs.spec.teachers import Teachers
@@ -34,16 +35,22 @@ class Arm:
     standardise: bool = False
     gate: Gate | None = None
     lora: Lora | None = None
+    features: MatchedFeatures | None = None
 
     @property
     def reads_soft(self) -> bool:
-        """Whether the teacher's soft targets count at some step."""
-        return greatest(self.alpha) > 0
+        """Whether anything that the teacher said counts at some step."""
+        return greatest(self.alpha) > 0 or self.features is not None
+
+    @property
+    def teacher_layers(self) -> tuple[str, ...]:
+        """Layers of the teacher whose features are read."""
+        return self.features.layers if self.features else ()
 
     @property
     def gated(self) -> bool:
         """Whether a gate stands before the soft targets."""
-        return self.gate is not None and self.gate.none is None and self.reads_soft
+        return self.gate is not None and self.gate.none is None and greatest(self.alpha) > 0
 
     @property
     def name(self) -> str:

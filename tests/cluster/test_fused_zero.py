@@ -1,7 +1,9 @@
-"""The fused head on two real ranks under ZeRO 0 to 3, with accumulation and recomputed layers, against plain torch."""
+"""The fused head, and features, on two real ranks under ZeRO 0 to 3, with accumulation and recomputed layers, against
+plain torch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,22 @@ from cluster.engine import Engine
 from cluster.engine_config import EngineConfig
 from cluster.gang import Gang, Rank, run_gang
 from cluster.session import Session
+from distill_jobs.data.batch import Batch
+from distill_jobs.data.facts import DataFacts
 from distill_jobs.losses import LossParts, distillation_loss
 from distill_jobs.losses.fused_head import FusedHead
+from distill_jobs.losses.total import PLAIN
+from distill_jobs.models.scorer import Scorer
+from distill_jobs.spec.features import MatchedFeatures
 from distill_jobs.store.codecs.hybrid import HybridCodec
 from distill_jobs.store.draws import uniforms
 from distill_jobs.store.signal import TeacherSignal
+from distill_jobs.training.features import FeatureStudent
+from distill_jobs.training.scoring import BatchLoss
 
 STEPS, RANKS, ACCUMULATION, ROWS, LENGTH, CLASSES = 4, 2, 2, 3, 5, 11
+# With features beside: the loss, the stage, and whether the head is fused.
+FEATURES = [("mse", 0, True), ("cosine", 2, True), ("mse", 3, True), ("cosine", 3, False)]
 STAGES, ALPHA, TEMPERATURE = (0, 1, 2, 3), 0.6, 2.0
 # The kinds of heads: tied as it stands; untied with bias, scale and soft cap, and padded.
 HEADS = {"tied": (1.0, None), "untied": (0.8, 4.0)}
@@ -90,13 +101,20 @@ def plain(model: nn.Module, step: int, rank: int, micro: int, forward: Any = Non
 def alone(kind: str) -> tuple[dict[str, np.ndarray], list[float]]:
     """The reference: the same global batches and the plain loss, one process, no engine."""
     model = Model(kind)
+    return stepped(model, lambda *place: plain(model, *place).total)
+
+
+def stepped(
+    model: nn.Module, loss_at: Callable[[int, int, int], torch.Tensor]
+) -> tuple[dict[str, np.ndarray], list[float]]:
+    """The steps of plain torch: the weights at the end, and the gradients' norms."""
     spared = [p for name, p in model.named_parameters() if p.ndim < 2]
     decaying = [p for name, p in model.named_parameters() if p.ndim >= 2]
     optimizer = torch.optim.AdamW([{"params": decaying, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}])
     norms = []
     for step in range(STEPS):
         places = [(step, rank, micro) for rank in range(RANKS) for micro in range(ACCUMULATION)]
-        loss = torch.stack([plain(model, *place).total for place in places]).mean()
+        loss = torch.stack([loss_at(*place) for place in places]).mean()
         optimizer.zero_grad()
         loss.backward()
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
@@ -150,8 +168,81 @@ def train(rank: Rank, kind: str, stage: int, fused: bool, precision: str) -> dic
     return {"state": arrays, "norms": norms, "gathers": gathers.count(size)}
 
 
-def everything(rank: Rank, jobs: list[tuple[str, int, bool, str]]) -> list[Any]:
-    return [train(rank, *job) for job in jobs]
+class Hearing(Model):
+    """The same, called as a scorer calls it."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(input_ids)
+
+
+def feature_student(loss: str) -> FeatureStudent:
+    """Features of a recomputed layer and of the norm behind all of them."""
+    pairs = {"layers.0": "teacher.0", "norm": "teacher.1"}
+    wanted = MatchedFeatures.model_validate({"weight": 0.5, "loss": loss, "pairs": pairs})
+    sizes: dict[str, Any] = {"sequence_length": LENGTH, "vocabulary": CLASSES, "packing": "documents"}
+    facts = DataFacts("causal_lm", "documents", "made up", **sizes)
+    scorer = Scorer(Hearing("tied"), {"kind": "factory", "target": "x:y"}, "documents", "documents")
+    return FeatureStudent(scorer, wanted, 6, facts, seed=3)
+
+
+def feature_batch(step: int, rank: int, micro: int) -> tuple[Batch, TeacherSignal]:
+    ids, labels, signal = batch(step, rank, micro)
+    draw = torch.Generator().manual_seed(5000 + 1000 * step + 10 * rank + micro)
+    features = {name: torch.randn(len(signal), 6, generator=draw) for name in ("teacher.0", "teacher.1")}
+    inputs = {"input_ids": ids, "segments": torch.ones_like(ids)}
+    return Batch(inputs, labels, torch.arange(ROWS)), replace(signal, features=features)
+
+
+def train_with_features(rank: Rank, loss: str, stage: int, fused: bool) -> dict[str, Any]:
+    student = feature_student(loss)
+    core: Any = student.scorer.core
+    engine = Engine(student, config(stage), rank.device)
+    score = BatchLoss(engine, PLAIN, CLASSES, FusedHead(core.head) if fused else None, student)
+    engine.train()
+    norms = []
+    for step in range(STEPS):
+        for micro in range(ACCUMULATION):
+            engine.backward(score(*feature_batch(step, rank.rank, micro), ALPHA, TEMPERATURE).total)
+            engine.step()
+        norms.append(engine.gradient_norm)
+        # A look at other rows in between, as the validation takes it.
+        engine.eval()
+        with torch.no_grad():
+            score(feature_batch(step, 0, 0)[0], None, 0.0, 1.0)
+        engine.train()
+    state = engine.full_state()
+    engine.barrier()
+    engine.close()
+    return {"state": {name: value.numpy() for name, value in (state or {}).items()}, "norms": norms}
+
+
+def features_alone(loss: str) -> tuple[dict[str, np.ndarray], list[float]]:
+    """The reference: one process, no engine, hooks of torch's own and the loss as it is defined."""
+    student = feature_student(loss)
+    core: Any = student.scorer.core
+    heard: dict[str, torch.Tensor] = {}
+    for name in student.wanted.pairs:
+        core.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: heard.update({name: out}))
+
+    def total(step: int, rank: int, micro: int) -> torch.Tensor:
+        rows, signal = feature_batch(step, rank, micro)
+        keep = rows.labels != -100
+        logits = core(rows.inputs["input_ids"])[keep]
+        plain = distillation_loss(logits, rows.labels[keep], signal, ALPHA, TEMPERATURE, classes=CLASSES).total
+        if not bool(keep.any()):
+            return plain
+        parts = []
+        for (name, theirs), linear in zip(student.wanted.pairs.items(), student.projections, strict=True):
+            mine, target = linear(heard[name][keep]), signal.features[theirs]  # type: ignore[index]
+            same = 1 - nn.functional.cosine_similarity(mine, target, dim=1)
+            parts.append(same.mean() if loss == "cosine" else (mine - target).square().mean())
+        return plain + student.wanted.weight * sum(parts) / len(parts)
+
+    return stepped(student, total)
+
+
+def everything(rank: Rank, jobs: list[Any]) -> list[Any]:
+    return [(train if job[0] in HEADS else train_with_features)(rank, *job) for job in jobs]
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +250,7 @@ def results(session: Session) -> dict[Any, Any]:
     jobs = [(kind, stage, True, "fp32") for kind in HEADS for stage in STAGES]
     jobs += [(kind, 3, False, "fp32") for kind in HEADS]
     jobs += [(*HALF, fused, "bf16") for fused in (True, False)]
+    jobs += FEATURES
     values, _ = run_gang(session, everything, jobs, Gang(RANKS), lambda _: None)
     return dict(zip(jobs, values, strict=True))
 
@@ -169,6 +261,16 @@ def test_two_ranks_take_the_steps_of_one_process(results: dict[Any, Any], kind: 
     found = results[(kind, stage, True, "fp32")]
     state, norms = alone(kind)
     assert found["state"].keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_allclose(found["state"][name], value, rtol=2e-4, atol=2e-5, err_msg=name)
+    np.testing.assert_allclose(found["norms"], norms, rtol=1e-3)
+
+
+@pytest.mark.parametrize("job", FEATURES)
+def test_features_are_learnt_from_as_in_one_process(results: dict[Any, Any], job: tuple[str, int, bool]) -> None:
+    found = results[job]
+    state, norms = features_alone(job[0])
+    assert found["state"].keys() == state.keys() and "projections.1.weight" in state
     for name, value in state.items():
         np.testing.assert_allclose(found["state"][name], value, rtol=2e-4, atol=2e-5, err_msg=name)
     np.testing.assert_allclose(found["norms"], norms, rtol=1e-3)

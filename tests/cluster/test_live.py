@@ -29,8 +29,10 @@ from distill_jobs.errors import CaptureError, DistillError
 from distill_jobs.models.build import build_model
 from distill_jobs.models.files import save_model
 from distill_jobs.spec import Job, parse_job
+from distill_jobs.spec.features import MatchedFeatures
 from distill_jobs.stage import StageRecord
 from distill_jobs.store.reader import LogitStore
+from distill_jobs.store.writer import PREFIX
 from distill_jobs.training.arm import train_arms
 from distill_jobs.training.live import LiveTask, LiveWorker
 from distill_jobs.training.task import Arm, TrainTask
@@ -43,6 +45,8 @@ CONFIG = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
+
+LAYER = "model.layers.0"
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,7 @@ def job(session: Session, tmp_path_factory: pytest.TempPathFactory) -> Job:
                 "precision": "fp32",
                 "batch_tokens": 256,
                 "fidelity_positions": 0,
+                "features": {"layers": [LAYER], "width": 8},
             },
         }
     )
@@ -139,7 +144,8 @@ def test_an_actor_says_what_the_store_holds(job: Job) -> None:
     worker = LiveWorker(LiveTask(workdir / "teacher" / "model", workdir / "data", job.capture, job.capture.crews[0]))
     store = LogitStore.open(workdir / "store")
     numbers = np.array([11, 0, 5, 5])
-    kept, said = store.take(numbers, columns=[]), worker.run(numbers)
+    kept, said = store.take(numbers, columns=[], layers=(LAYER,)), worker.run(numbers)
+    assert f"{PREFIX}feature_0" in kept
     assert set(said) == set(kept)
     for name, values in kept.items():
         assert said[name].shape == values.shape and said[name].dtype == values.dtype
@@ -153,9 +159,10 @@ def test_an_actor_says_what_the_store_holds(job: Job) -> None:
 
 def train(session: Session, job: Job, folder: Path, workers: int, live: bool) -> tuple[dict[str, torch.Tensor], Any]:
     workdir, spec = Folder(job.workdir), job.student.train.model_copy(update={"workers": workers})
-    arm = Arm("student", 3, Folder(str(folder)), job.student.model, spec, 0.7, 2.0, "digest", {})
+    features = MatchedFeatures.model_validate({"pairs": {LAYER: LAYER}})
+    arm = Arm("student", 3, Folder(str(folder)), job.student.model, spec, 0.7, 2.0, "digest", {}, features=features)
     task = TrainTask(
-        (arm, replace(arm, role="baseline", alpha=0.0, folder=Folder(str(folder / "baseline")))),
+        (arm, replace(arm, role="baseline", alpha=0.0, features=None, folder=Folder(str(folder / "baseline")))),
         workdir / "data",
         None if live else workdir / "store",
         workdir / "teacher" / "model",
@@ -188,6 +195,8 @@ def test_the_student_is_the_one_from_the_store(
     baseline = StageRecord.read(Folder(str(tmp_path / "baseline")))
     assert baseline is not None and "live_teacher" not in baseline.made
     assert baseline.usage["core_seconds"] == pytest.approx(2 * baseline.usage["wall_seconds"], rel=0.01)
-    assert json.loads((tmp_path / "history.json").read_text())[0]["soft"] > 0.05
+    [first, *_] = json.loads((tmp_path / "history.json").read_text())
+    [same, *_] = json.loads((stored[0] / "history.json").read_text())
+    assert first["soft"] > 0.05 and first["features"] == pytest.approx(same["features"], rel=1e-3)
     alone = load_file(tmp_path / "baseline" / "model" / "model.safetensors")
     assert max(float((alone[name] - stored[1][name]).abs().max()) for name in alone) > 5e-3

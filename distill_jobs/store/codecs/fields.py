@@ -4,6 +4,7 @@ Shapes: N positions, V classes, W entries of a field, M tail nodes.
 """
 
 import math
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -156,7 +157,15 @@ def pack_statistics(gold_logprob: Tensor, gold_rank: Tensor, entropy: Tensor) ->
     return {name: as_uint16(codes)[:, None] for name, codes in columns.items()}
 
 
-def unpack_statistics(columns: Columns) -> dict[str, Tensor]:
+class Statistics(TypedDict):
+    """What every signal has, [N] each; see ``TeacherSignal``."""
+
+    gold_logprob: Tensor
+    gold_rank: Tensor
+    entropy: Tensor
+
+
+def unpack_statistics(columns: Columns) -> Statistics:
     """What ``pack_statistics`` took, under the names that ``TeacherSignal`` has for them."""
     rank = from_uint16(columns["gold_rank"][:, 0]).to(torch.int64)
     none = rank == NONE

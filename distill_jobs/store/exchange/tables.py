@@ -30,7 +30,7 @@ def batches_of_part(store: LogitStore, part: int) -> Iterator[pa.RecordBatch]:
         StoreError: the part is damaged.
     """
     rows, positions = store.table.part_range(part), store.plan.positions_per_row
-    widest = max(field.width for field in store.plan.make_codec().fields(store.plan.classes).values())
+    widest = max(field.width for field in store.plan.fields().values())
     size = max(1, _ENTRIES_AT_ONCE // (positions * widest))
     for start in range(rows.start, rows.stop, size):
         yield batch_of_rows(store, np.arange(start, min(start + size, rows.stop)))
@@ -69,6 +69,7 @@ def soft_columns(signal: TeacherSignal) -> dict[str, Tensor]:
     found["gold_logprob"] = signal.gold_logprob.float()
     found["gold_rank"] = signal.gold_rank.to(torch.int32)
     found["entropy"] = signal.entropy.float()
+    found |= {f"feature.{layer}": values for layer, values in (signal.features or {}).items()}
     return found
 
 
@@ -90,6 +91,7 @@ def facts_of(store: LogitStore) -> dict[str, Any]:
         "tail_betas": list(TAIL_BETAS),
         "temperature": 1.0,
         "ignored_label": IGNORED,
+        **({"features": plan.features} if plan.features else {}),
     }
 
 

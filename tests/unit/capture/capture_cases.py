@@ -20,6 +20,7 @@ from distill_jobs.spec import Model
 from distill_jobs.spec.model import Mlp
 from distill_jobs.store.codecs import Codec
 from distill_jobs.store.codecs.dense import DenseCodec
+from distill_jobs.store.features import FeatureCoding
 from distill_jobs.store.plan import StorePlan
 
 LENGTH, VOCABULARY, CLASSES, WIDTH = 24, 60, 4, 3
@@ -116,6 +117,7 @@ def make_task(
     *,
     teacher: Scorer | None = None,
     batch_tokens: int = 64,
+    features: FeatureCoding | None = None,
     **more: Any,
 ) -> CaptureTask:
     """Data, teacher and plan on disk, and the task of an actor."""
@@ -123,7 +125,8 @@ def make_task(
     write_data(folder / "data", facts, columns)
     teacher = teacher or teacher_of(facts)
     save_model(teacher, folder / "teacher", facts, folder / "data")
-    StorePlan.make(facts, codec or DenseCodec(), "teacher-1", outputs=teacher.outputs).save(folder / "store")
+    plan = StorePlan.make(facts, codec or DenseCodec(), "teacher-1", outputs=teacher.outputs, features=features)
+    plan.save(folder / "store")
     return CaptureTask(
         folder / "teacher", folder / "data", folder / "store", batch_tokens, "fp32", cores=1, devices=0, **more
     )

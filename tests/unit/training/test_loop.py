@@ -1,14 +1,13 @@
 """The loop on one rank: bad steps stopped, left out or rolled back, samples named; looks at the held-out split."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from loop_cases import BATCH, FACTS, ROWS, Said, one_rank, rows, training
+from loop_cases import BATCH, FACTS, ROWS, Said, rows, training
 
 from distill_jobs.errors import TrainingError
 from distill_jobs.spec.gate import Gate
@@ -19,13 +18,9 @@ from distill_jobs.training.loop import Loop
 from distill_jobs.training.source import Columns, Source
 from distill_jobs.training.validation import validate
 
+pytestmark = pytest.mark.usefixtures("group")
+
 BAD_ROW = 41
-
-
-@pytest.fixture(scope="module", autouse=True)
-def group() -> Iterator[None]:
-    with one_rank():
-        yield
 
 
 def not_a_number(features: np.ndarray) -> None:
