@@ -41,14 +41,15 @@ def fetch_adult(into: Folder, _: int) -> None:
 
 
 def fetch_damaged(into: Folder, characters: int) -> None:
-    """The census, and ``adult/train_damaged.parquet``: its training rows with each income flipped where race is Black.
+    """The census, and ``adult_damaged/train.parquet``: its training rows with each income flipped where race is Black.
 
-    So that it can be seen what becomes of a wrong that a teacher has been taught about a group.
+    So that it can be seen what becomes of a wrong that a teacher has been taught about a group. The file has the name
+    of the right one, so that the same rows go to the validation split.
     """
     fetch_adult(into, characters)
-    if not _there(into / "adult", "train_damaged.parquet"):
+    if not _there(into / "adult_damaged", "train.parquet"):
         table = convert.read(into / "adult", "train.parquet")
-        convert.write(convert.flipped(table, "race", "Black", "income"), into / "adult", "train_damaged.parquet")
+        convert.write(convert.flipped(table, "race", "Black", "income"), into / "adult_damaged", "train.parquet")
 
 
 def fetch_text(into: Folder, characters: int) -> None:

@@ -30,7 +30,15 @@ from distill_jobs.models.spread import gpus, layer_map
 SERVING, SPEC, WEIGHTS = "serving.json", "model.json", "model.safetensors"
 _VERSION = 1
 _BLOCK = 1 << 22
-_SAME_FACTS = ("task", "features", "classes", "feature_width", "image_shape", "tokenizer_sha", "packing")
+_SAME_FACTS = {
+    "task": "task",
+    "features": "kind of features",
+    "classes": "list of classes",
+    "feature_width": "number of features",
+    "image_shape": "image shape",
+    "tokenizer_sha": "tokenizer",
+    "packing": "packing",
+}
 
 
 def save_model(
@@ -144,17 +152,17 @@ def check_reads_alike(folder: Folder, facts: DataFacts, data: Folder | None) -> 
         ModelError: saying what differs.
     """
     _, known = read_serving(folder)
-    pairs = {name: (getattr(known, name), getattr(facts, name)) for name in _SAME_FACTS}
+    pairs = {name: (getattr(known, fact), getattr(facts, fact)) for fact, name in _SAME_FACTS.items()}
     if facts.features in ("tabular", "image"):
-        pairs["features as given"] = (known.reads, facts.reads)
+        pairs["form of features"] = (known.reads, facts.reads)
     if data is not None and data.exists(ENCODER):
         own = folder.read(ENCODER) if folder.exists(ENCODER) else b""
         pairs["encoder (fitted on the training rows)"] = (own, data.read(ENCODER))
     for name, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise ModelError(
-                f"the model in {folder} was made for data whose {name.replace('_', ' ')} differ from this job's: bring "
-                f"a model that was trained on rows prepared in the same way"
+                f"the model in {folder} was made for data with another {name} than this job's: bring a model "
+                f"that was trained on rows prepared in the same way"
             )
 
 

@@ -11,7 +11,7 @@ SPECS = sorted(Path(distill_jobs.examples.__file__).parent.glob("*.yaml"))
 MADE = {
     "adult/train.parquet",
     "adult/test.parquet",
-    "adult/train_damaged.parquet",
+    "adult_damaged/train.parquet",
     "digits/digits.parquet",
     "lm/kjv.parquet",
     "lm/news.parquet",
