@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -23,6 +23,7 @@ from cluster.backend import Draining, Ended, Event, Lost, Placed, Ready, Told
 from cluster.errors import ClusterError, ShardError, one_line
 from cluster.mailbox import Mail, Slot
 from cluster.meter import cpu_seconds
+from cluster.power import Gauge, Machine
 from cluster.session import Need, Session
 from cluster.team import Crew, Worker
 
@@ -43,23 +44,29 @@ class _Outcome:
     cpu_seconds: float = 0.0
     leaving: bool = False
     told: Mapping[str, float] | None = None
+    joules: Mapping[str, float] = field(default_factory=dict)
 
 
 class _Actor:
     """What runs in an actor's process: the worker in a thread of its own, beside one that hears that it has to go."""
 
-    def __init__(self, make: Callable[[], Worker], cpus: float, fatal: Fatal, slot: Slot, number: int) -> None:
+    def __init__(
+        self, make: Callable[[], Worker], cpus: float, gpus: float, fatal: Fatal, slot: Slot, number: int
+    ) -> None:
         self.make, self.fatal, self.slot, self.number = make, fatal, slot, number
         self.threads, self.cpu = max(1, int(cpus)), 0.0
+        self.gauge = Gauge(cpus, gpus)
+        self.burnt = self.gauge.read()
         self.worker: Worker | None = None
         os.environ.update(dict.fromkeys(_THREADS, str(self.threads)))
         notice.listen(lambda numbers: slot.report({"actor": number, "told": dict(numbers)}))
         # Ray's own answer to SIGTERM would end the process on the spot.
         signal.signal(signal.SIGTERM, self._sigterm)
 
-    def place(self) -> tuple[str, float]:
-        """The node this runs on and the age of its process, said before the worker is made."""
-        return str(ray.get_runtime_context().get_node_id()), time.time() - psutil.Process().create_time()
+    def place(self) -> tuple[str, float, Machine]:
+        """The node this runs on, the age of its process and the machine, said before the worker is made."""
+        age = time.time() - psutil.Process().create_time()
+        return str(ray.get_runtime_context().get_node_id()), age, self.gauge.machine
 
     def hello(self) -> Exception | None:
         """Make the worker."""
@@ -81,7 +88,9 @@ class _Actor:
         except Exception as error:
             problem = self._told(error)
         before, self.cpu = self.cpu, cpu_seconds()
-        return _Outcome(value, problem, self.cpu - before, notice.leaving(), notice.told() or None)
+        burnt, self.burnt = self.burnt, self.gauge.read()
+        joules = (self.burnt - burnt).joules
+        return _Outcome(value, problem, self.cpu - before, notice.leaving(), notice.told() or None, joules)
 
     @ray.method(concurrency_group=_NOTICE)  # type: ignore[untyped-decorator]
     def leave(self, seconds: float | None) -> None:
@@ -134,7 +143,7 @@ class RayActors:
         if crew.resources:
             options["resources"] = dict(crew.resources)
         slot = self._mailbox.slot(self._gang)
-        actor = self._made.options(**options).remote(self._makes[kind], crew.cpus, self._fatal, slot, number)
+        actor = self._made.options(**options).remote(self._makes[kind], crew.cpus, crew.gpus, self._fatal, slot, number)
         self._actors[number] = actor
         self._watch(self._on_placed, number, actor.place.remote())
         self._watch(self._on_ready, number, actor.hello.remote())
@@ -190,7 +199,7 @@ class RayActors:
         if error is not None:  # what the worker returned could not be sent here
             return [Ended(actor, error=ShardError(one_line(error)))]
         got: _Outcome = future.result()
-        return [Ended(actor, got.value, got.error, got.cpu_seconds, got.leaving, got.told)]
+        return [Ended(actor, got.value, got.error, got.cpu_seconds, got.leaving, got.told, got.joules)]
 
     def _dead(self, actor: int, error: BaseException) -> list[Event]:
         if actor not in self._actors:

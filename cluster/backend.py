@@ -1,8 +1,10 @@
 """What supervision asks of the place where actors live, and what it hears from there: no Ray here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from cluster.power import Machine
 
 
 @dataclass(frozen=True)
@@ -12,6 +14,7 @@ class Placed:
     actor: int
     node: str
     age: float = 0.0
+    machine: Machine | None = None
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,10 @@ class Ready:
 
 @dataclass(frozen=True)
 class Ended:
-    """A shard's outcome. ``leaving``: the actor has been told to go, and takes no other."""
+    """A shard's outcome. ``leaving``: the actor has been told to go, and takes no other.
+
+    ``cpu_seconds`` and ``joules`` (by the counter that measured them) are what its process burnt since the last one.
+    """
 
     actor: int
     value: Any = None
@@ -32,6 +38,7 @@ class Ended:
     cpu_seconds: float = 0.0
     leaving: bool = False
     told: Mapping[str, float] | None = None
+    joules: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A gang that has lost a rank may start again, as large as there is room for; the 
 it had come.
 """
 
-import itertools
+import contextlib
 import math
 import shutil
 import tempfile
@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol
 
 import ray
@@ -21,12 +21,15 @@ from ray.exceptions import RayError
 from cluster.errors import ClusterError, GangError, Regroup, one_line
 from cluster.mailbox import Mailbox, Slot
 from cluster.meter import Usage, cpu_seconds
+from cluster.power import Gauge
 from cluster.session import Session
+from cluster.story import Story
 
 _POLL_SECONDS = 0.2
 # A peer's death shows on the other ranks first, as a broken connection. They wait this long before they fail
 # themselves, so that Ray notices the death and the cause is reported rather than the symptom.
 _GRACE_SECONDS = 2.0
+_TELL_SECONDS, _LEAVE_SECONDS = 1.0, 60.0
 
 Fatal = tuple[type[Exception], ...]
 
@@ -70,10 +73,11 @@ class Rank:
     Attributes:
         rank, world_size: this rank and how many there are.
         device: ``cpu`` or ``cuda:<index>``.
+        gauge: reads what this rank's process burns.
     """
 
-    def __init__(self, rank: int, world_size: int, device: str, slot: Post) -> None:
-        self.rank, self.world_size, self.device = rank, world_size, device
+    def __init__(self, rank: int, world_size: int, device: str, slot: Post, gauge: Gauge | None = None) -> None:
+        self.rank, self.world_size, self.device, self.gauge = rank, world_size, device, gauge
         self._slot = slot
 
     def report(self, values: dict[str, Any]) -> None:
@@ -89,6 +93,20 @@ class Rank:
         torch.distributed.broadcast(shared, 0)
         return int(shared)
 
+    def together(self, usage: Usage) -> Usage:
+        """The usages of all ranks as one, with this rank's wall seconds; all must call."""
+        import torch
+
+        if self.world_size == 1:
+            return usage
+        found: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(found, usage)
+        return replace(sum(found, Usage()), wall_seconds=usage.wall_seconds)
+
+    def kept(self) -> None:
+        """Say that what has been done until now is saved, and would not be lost with this gang. Never waits."""
+        self._slot.kept()
+
     def must_leave(self) -> bool:
         """Whether the gang is to begin again soon, as there is room for more ranks, or a node is about to go.
 
@@ -100,6 +118,8 @@ class Rank:
         """End this gang and have ``fn`` called again on another, as large as there is room for; all ranks must call."""
         import torch
 
+        if self.rank == 0:
+            self._slot.kept(left=True)
         # Ray Train ends all ranks when the first has left.
         torch.distributed.barrier()
         raise Regroup
@@ -144,26 +164,22 @@ def run_gang(
     """
     session.require(what, gang.least, gang.cpus, gang.gpus)
     started = time.perf_counter()
-    mailbox, name = session.mailbox, uuid.uuid4().hex
+    mailbox, name, spent = session.mailbox, uuid.uuid4().hex, session.spending()
+    story = Story(started, gang.cpus, gang.gpus)
     folder = tempfile.mkdtemp(prefix="gang-")
     task = _Task(fn, argument, gang, mailbox.slot(name), fatal)
     launch = _Launch(task, folder, name, session.embedded)
     try:
-        story = _follow(launch, mailbox, name, on_report, on_note)
+        _follow(launch, mailbox, name, story, on_report, on_note, spent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        held = story.usage(time.perf_counter())
+        with contextlib.suppress(Exception):
+            spent(held)
     if launch.error is not None:
         raise _cause(launch.error, story.failures, fatal, what) from None
     value, burnt = launch.value
-    ended = time.perf_counter()
-    ranks = story.rank_seconds(started, ended)
-    held = Usage(
-        device_seconds=ranks * gang.gpus,
-        core_seconds=ranks * gang.cpus,
-        cpu_seconds=burnt,
-        wall_seconds=ended - started,
-    )
-    return value, held
+    return value, replace(held, cpu_seconds=burnt)
 
 
 class _Launch(threading.Thread):
@@ -215,38 +231,25 @@ class _Launch(threading.Thread):
         return value
 
 
-@dataclass
-class _Story:
-    """What became of a gang: the failures since its last start, and when it was of which size."""
-
-    failures: list[tuple[int, Exception]] = field(default_factory=list)
-    sizes: list[tuple[float, int]] = field(default_factory=list)
-
-    def rank_seconds(self, started: float, ended: float) -> float:
-        """Ranks times seconds. The first start-up counts as the size it leads to, a later one as the size before it."""
-        times = [started, *(when for when, _ in self.sizes), ended]
-        sizes = [size for _, size in self.sizes]
-        spans = [end - start for start, end in itertools.pairwise(times)]
-        return sum(span * size for span, size in zip(spans, [*sizes[:1], *sizes], strict=True)) if sizes else 0.0
-
-
 def _follow(
     launch: _Launch,
     mailbox: Mailbox,
     name: str,
+    story: Story,
     on_report: Callable[[dict[str, Any]], None],
     on_note: Callable[[str], None],
-) -> _Story:
-    """Hand on reports until the run ends; whatever interrupts this ends the run too."""
-    story = _Story()
+    spent: Callable[[Usage], None],
+) -> None:
+    """Hand on reports until the run ends; whatever interrupts this ends the run too.
+
+    Where ``spent`` raises, the ranks are asked to save what they have done first.
+    """
     ranks: list[Any] = []
+    told = story.started
 
     def deliver() -> None:
         mail = mailbox.take(name)
-        if mail.sizes:
-            story.failures.clear()
-            story.sizes.extend((time.perf_counter(), size) for size in mail.sizes)
-        story.failures.extend(mail.failures)
+        story.take(mail, time.perf_counter())
         ranks.extend(mail.ranks)
         for text in mail.notes:
             on_note(text)
@@ -257,6 +260,10 @@ def _follow(
         while launch.is_alive():
             launch.join(_POLL_SECONDS)
             deliver()
+            now = time.perf_counter()
+            if now - told >= _TELL_SECONDS:
+                told = now
+                _tell(spent, story.usage(now), lambda: _leave(launch, mailbox, name))
         deliver()
     except BaseException:
         mailbox.stop(name)
@@ -264,7 +271,20 @@ def _follow(
             ray.kill(handle)
         launch.join(30.0)
         raise
-    return story
+
+
+def _tell(spent: Callable[[Usage], None], usage: Usage, leave: Callable[[], None]) -> None:
+    try:
+        spent(usage)
+    except Exception:
+        leave()
+        raise
+
+
+def _leave(launch: _Launch, mailbox: Mailbox, name: str) -> None:
+    """Have the ranks save what they have done and end, if they can do so soon."""
+    mailbox.leave(name)
+    launch.join(_LEAVE_SECONDS)
 
 
 def _on_rank(config: dict[str, Any]) -> bytes | None:
@@ -275,10 +295,12 @@ def _on_rank(config: dict[str, Any]) -> bytes | None:
 
     task: _Task = ray.cloudpickle.loads(config["task"])
     mine, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    if not task.slot.join(mine, world):
+    gauge = Gauge(task.gang.cpus, task.gang.gpus)
+    burnt_before = gauge.read()
+    if not task.slot.join(mine, world, gauge.machine):
         raise GangError("the gang was stopped before it had started")
     torch.set_num_threads(max(1, math.floor(task.gang.cpus)))
-    rank = Rank(mine, world, device(), task.slot)
+    rank = Rank(mine, world, device(), task.slot, gauge)
     try:
         value = task.fn(rank, task.argument)
     except Regroup:
@@ -288,6 +310,7 @@ def _on_rank(config: dict[str, Any]) -> bytes | None:
         task.slot.fail(mine, passed_on)
         time.sleep(_GRACE_SECONDS if rank.world_size > 1 and passed_on is not error else 0.0)
         raise passed_on from None
+    task.slot.burnt(gauge.machine, cpu_seconds(), dict((gauge.read() - burnt_before).joules))
     burnt = torch.tensor(cpu_seconds(), dtype=torch.float64, device=rank.device)
     torch.distributed.all_reduce(burnt)
     task.slot.flush()

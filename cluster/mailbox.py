@@ -12,6 +12,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from cluster.power import Machine
+
 _FLUSH_SECONDS = 10.0
 _ASK_SECONDS = 1.0
 
@@ -24,6 +26,9 @@ class Mail:
         reports, failures: what ranks said, and which errors have ended them.
         notes: what is to be told to the user.
         ranks: those that have started; of each start of the gang the number of them stands in ``sizes``.
+        machines: where each of them has started.
+        burnt: of each rank that came to its end its machine, and the processor seconds and joules of its process.
+        kept, left: whether all that was done until now has been saved, and the gang has left after that.
     """
 
     reports: list[dict[str, Any]] = field(default_factory=list)
@@ -31,6 +36,10 @@ class Mail:
     notes: list[str] = field(default_factory=list)
     ranks: list[ActorHandle] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    machines: list[Machine] = field(default_factory=list)
+    burnt: list[tuple[Machine, float, dict[str, float]]] = field(default_factory=list)
+    kept: bool = False
+    left: bool = False
 
 
 class _Box:
@@ -50,10 +59,18 @@ class _Box:
     def note(self, gang: str, text: str) -> None:
         self.mail.setdefault(gang, Mail()).notes.append(text)
 
-    def join(self, gang: str, handle: ActorHandle, rank: int, world: int) -> bool:
+    def burnt(self, gang: str, machine: Machine, cpu_seconds: float, joules: dict[str, float]) -> None:
+        self.mail.setdefault(gang, Mail()).burnt.append((machine, cpu_seconds, joules))
+
+    def kept(self, gang: str, left: bool) -> None:
+        mail = self.mail.setdefault(gang, Mail())
+        mail.kept, mail.left = True, mail.left or left
+
+    def join(self, gang: str, handle: ActorHandle, rank: int, world: int, machine: Machine) -> bool:
         """A rank has started; returns whether its gang has been stopped already."""
         mail = self.mail.setdefault(gang, Mail())
         mail.ranks.append(handle)
+        mail.machines.append(machine)
         if rank == 0:
             # What ended the start before this one is overcome.
             mail.failures.clear()
@@ -99,6 +116,12 @@ class Mailbox:
         """The same without waiting: Ray's reference to the mail."""
         return self._actor.take.remote(gang)
 
+    def leave(self, gang: str) -> None:
+        """Ask the ranks of ``gang`` to save what they have done, and to end; they don't come back."""
+        self.stop(gang)
+        with contextlib.suppress(RayError):
+            self._actor.ask.remote(gang)
+
     def stop(self, gang: str) -> None:
         """Turn away ranks of ``gang`` that have not joined yet."""
         with contextlib.suppress(RayError):
@@ -136,10 +159,20 @@ class Slot:
         with contextlib.suppress(Exception):
             self._actor.note.remote(self._gang, text)
 
-    def join(self, rank: int, world: int) -> bool:
+    def join(self, rank: int, world: int, machine: Machine) -> bool:
         """Say that this rank of ``world`` has started; False when its gang has been stopped meanwhile."""
         me = ray.get_runtime_context().current_actor
-        return not ray.get(self._actor.join.remote(self._gang, me, rank, world), timeout=_FLUSH_SECONDS)
+        return not ray.get(self._actor.join.remote(self._gang, me, rank, world, machine), timeout=_FLUSH_SECONDS)
+
+    def burnt(self, machine: Machine, cpu_seconds: float, joules: dict[str, float]) -> None:
+        """Leave what this process has burnt, and wait until it has arrived."""
+        with contextlib.suppress(Exception):
+            ray.get(self._actor.burnt.remote(self._gang, machine, cpu_seconds, joules), timeout=_FLUSH_SECONDS)
+
+    def kept(self, left: bool = False) -> None:
+        """Say that what the gang has done until now is saved, and it leaves; never waits and never raises."""
+        with contextlib.suppress(Exception):
+            self._actor.kept.remote(self._gang, left)
 
     def stopped(self) -> bool:
         """Whether the driver has stopped the gang; False also where nobody answers."""

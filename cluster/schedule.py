@@ -58,6 +58,7 @@ class Schedule:
     def __init__(self, total: int, kinds: int = 1, retries: int = 3) -> None:
         self.total, self.retries = total, retries
         self.done = self.retried = self.handed_back = self.duplicated = 0
+        self._wasted = [0.0] * kinds
         self._next = 0
         self._back: list[tuple[float, int]] = []  # when it may be tried again, shard
         self._failures: dict[int, int] = {}
@@ -100,8 +101,9 @@ class Schedule:
 
     def finish(self, actor: int, now: float) -> int | None:
         """``actor`` has a result; returns its shard, or None where another actor's result of it came first."""
-        lease = self._end(actor)
+        held, lease = self._leases.get(actor), self._end(actor)
         if lease is None:
+            self._waste(held, now)
             return None
         shard = lease.shard
         self._paces[lease.kind].add(now - lease.began)
@@ -113,6 +115,7 @@ class Schedule:
 
     def hand_back(self, actor: int, now: float) -> None:
         """``actor`` has given its shard back, or was lost through no fault of the shard's: no retry is counted."""
+        self._waste(self._leases.get(actor), now)
         lease = self._end(actor)
         if lease is not None and self._drop(lease):
             self.handed_back += 1
@@ -125,6 +128,7 @@ class Schedule:
             the shard and how often it has failed by now, when that is more than the retries allow; else None. A copy's
             failure costs nothing while the other copy runs, nor does one whose shard is done.
         """
+        self._waste(self._leases.get(actor), now)
         lease = self._end(actor)
         if lease is None or not self._drop(lease):
             return None
@@ -140,6 +144,18 @@ class Schedule:
         """What an actor works on; None when nothing, or nothing that still counts."""
         lease = self._leases.get(actor)
         return lease.shard if lease is not None and lease in self._runs.get(lease.shard, ()) else None
+
+    def wasted(self, now: float) -> list[float]:
+        """Seconds of each kind's actors on shards that they failed at, gave back, or that another had ended first."""
+        found = list(self._wasted)
+        for lease in self._leases.values():
+            if not any(lease is run for run in self._runs.get(lease.shard, ())):
+                found[lease.kind] += now - lease.began
+        return found
+
+    def _waste(self, lease: Lease | None, now: float) -> None:
+        if lease is not None:
+            self._wasted[lease.kind] += now - lease.began
 
     def _lease(self, lease: Lease) -> None:
         self._leases[lease.actor] = lease

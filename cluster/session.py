@@ -7,7 +7,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,7 @@ from ray.experimental import internal_kv
 
 from cluster.errors import ResourceError, one_line
 from cluster.mailbox import Mailbox
+from cluster.meter import Usage
 
 # Ray's own chatter and side services that a job never reads, and Ray Train's pace: it looks at its workers every
 # 2 seconds by default, which would be most of a short run. A user's own setting of any of them wins.
@@ -49,6 +51,9 @@ class Session:
             that either, an embedded cluster on this machine that ends with the session.
         cpus, gpus: how many of this machine an embedded cluster may use; all by default.
 
+    Attributes:
+        on_usage: told what every map and gang has held so far, by a name that it has for itself.
+
     Raises:
         ResourceError: on entering, when the cluster can't be reached or started.
     """
@@ -56,6 +61,7 @@ class Session:
     def __init__(self, address: str | None = None, cpus: int | None = None, gpus: int | None = None) -> None:
         self.address = address or os.environ.get("RAY_ADDRESS") or None
         self.cpus, self.gpus = cpus, gpus
+        self.on_usage: Callable[[str, Usage], None] = lambda _name, _usage: None
         self._mailbox: Mailbox | None = None
 
     @property
@@ -100,6 +106,14 @@ class Session:
         if self._mailbox is None or not self._mailbox.alive():
             self._mailbox = Mailbox()
         return self._mailbox
+
+    def spending(self) -> Callable[[Usage], None]:
+        """What a new map or gang tells how much it has held so far, about once a second and when it ends.
+
+        It arrives at ``on_usage`` under a name of its own; what that raises ends the map or gang.
+        """
+        name = uuid.uuid4().hex
+        return lambda usage: self.on_usage(name, usage)
 
     def resources(self) -> dict[str, float]:
         """What the whole cluster has, by Ray's names: ``CPU``, ``GPU``, ``memory`` (bytes), …"""

@@ -51,7 +51,10 @@ def map_shards(
     several = (crews,) if isinstance(crews, Crew) else tuple(crews)
     with RayActors(session, several, len(shards), fatal) as actors:
         _check_room(session, actors, what)
-        work = Supervisor(actors, several, shards, on_result, retries=retries, what=what, on_progress=on_progress)
+        spent = session.spending()
+        work = Supervisor(
+            actors, several, shards, on_result, retries=retries, what=what, on_progress=on_progress, on_usage=spent
+        )
         return work.run()
 
 

@@ -5,6 +5,7 @@ actors are one backend, the stand-ins of a simulation another. What it does for 
 actors there are, and what it holds doesn't depend on how many shards.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -85,8 +86,10 @@ class Supervisor:
         retries: int = 3,
         what: str = "work",
         on_progress: Callable[[Progress], None] | None = None,
+        on_usage: Callable[[Usage], None] = lambda _: None,
     ) -> None:
         self.backend, self.shards, self.on_result, self.on_progress = backend, shards, on_result, on_progress
+        self.on_usage = on_usage
         self.retries, self.what = retries, what
         self.schedule = Schedule(len(shards), len(crews), retries)
         self.team = Team(crews)
@@ -110,15 +113,22 @@ class Supervisor:
         Raises:
             ShardError, ResourceError, ClusterError, or a fatal error of the worker.
         """
-        while self.schedule.open:
-            self._staff()
-            for event in self.backend.events(self._timeout()):
+        try:
+            while self.schedule.open:
+                self._staff()
+                for event in self.backend.events(self._timeout()):
+                    self.now = self.backend.now()
+                    self._answers[type(event)](event)
                 self.now = self.backend.now()
-                self._answers[type(event)](event)
+                self._look_around()
+        except BaseException:
             self.now = self.backend.now()
-            self._look_around()
+            # Whoever may stop the work for what it uses has no more to stop: what was used is told all the same.
+            with contextlib.suppress(Exception):
+                self.on_usage(self._usage()[0])
+            raise
         self._report_progress()
-        usage, by_crew = self.team.usage(self.now, self.now - self.began)
+        usage, by_crew = self._usage()
         schedule, first = self.schedule, self.now if self.first is None else self.first
         return PoolReport(
             usage,
@@ -169,7 +179,8 @@ class Supervisor:
         return max(0.0, min(times) - self.now)
 
     def _placed(self, event: Placed) -> None:
-        if self.team.place(event.actor, event.node, event.age, self.now) and event.node in self._draining:
+        wanted = self.team.place(event.actor, event.node, event.age, self.now, event.machine)
+        if wanted and event.node in self._draining:
             self._retire(event.actor)
 
     def _ready(self, event: Ready) -> None:
@@ -183,7 +194,7 @@ class Supervisor:
             return
         if not isinstance(event.error, (ShardError, TransientFileError)):
             raise event.error
-        self._retire(event.actor)
+        self._retire(event.actor, failed=True)
         self._start_failed(member.kind, str(event.error))
 
     def _start_failed(self, kind: int, cause: str) -> None:
@@ -200,7 +211,7 @@ class Supervisor:
         member = self.team.members.get(event.actor)
         if member is None:
             return
-        self.team.kinds[member.kind].cpu_seconds += event.cpu_seconds
+        self.team.burn(event.actor, event.cpu_seconds, event.joules)
         member.leaving = member.leaving or event.leaving
         if event.told:
             self.team.tell(event.actor, event.told)
@@ -238,7 +249,7 @@ class Supervisor:
         if member is None:
             return
         self.lost += 1
-        self.team.remove(event.actor, self.now)
+        self.team.remove(event.actor, self.now, failed=not member.ready)
         if event.excused or member.leaving:
             self.schedule.hand_back(event.actor, self.now)
         elif member.ready:
@@ -267,12 +278,15 @@ class Supervisor:
         elif not told:
             self.backend.leave(actor, seconds)
 
-    def _retire(self, actor: int) -> None:
+    def _retire(self, actor: int, failed: bool = False) -> None:
         self.backend.stop(actor)
-        self.team.remove(actor, self.now)
+        self.team.remove(actor, self.now, failed)
+
+    def _usage(self) -> tuple[Usage, dict[str, Usage]]:
+        return self.team.usage(self.now, self.now - self.began, self.schedule.wasted(self.now))
 
     def _look_around(self) -> None:
-        if self.on_progress is not None and self.now - self._told_at >= _PROGRESS_SECONDS:
+        if self.now - self._told_at >= _PROGRESS_SECONDS:
             self._report_progress()
         if self.now - self._looked_at < _LOOK_SECONDS:
             return
@@ -285,9 +299,10 @@ class Supervisor:
 
     def _report_progress(self) -> None:
         self._told_at = self.now
+        usage, by_crew = self._usage()
+        self.on_usage(usage)
         if self.on_progress is None:
             return
-        usage, by_crew = self.team.usage(self.now, self.now - self.began)
         schedule, team = self.schedule, self.team
         done = (schedule.done, schedule.total, team.ready, len(team.members) - team.ready)
         self.on_progress(Progress(*done, schedule.retried, self.lost, dict(team.told), usage, by_crew))

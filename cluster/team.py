@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cluster.meter import Usage
+from cluster.power import Machine, parts_of
 
 
 class Worker(Protocol):
@@ -43,6 +44,7 @@ class Member:
 
     kind: int
     node: str | None = None  # None: not placed yet
+    place: "Place | None" = None
     since: float = 0.0
     ready: bool = False
     busy: bool = False
@@ -51,30 +53,64 @@ class Member:
 
 
 @dataclass
-class Kind:
-    """A crew's state. Seconds are held as sums, so that no reading of them looks at every actor."""
+class Place:
+    """What a crew's actors hold and burn on one machine. Held as sums, so that no reading looks at every actor."""
 
-    crew: Crew
-    alive: int = 0
+    machine: Machine | None
     placed: int = 0
     since: float = 0.0  # the sum over those placed
     gone_seconds: float = 0.0
     cpu_seconds: float = 0.0
+    joules: dict[str, float] = field(default_factory=dict)
+
+    def held(self, now: float) -> float:
+        """Seconds times actors."""
+        return self.gone_seconds + self.placed * now - self.since
+
+
+@dataclass
+class Kind:
+    """A crew's state. ``wasted``: seconds of actors whose start came to nothing."""
+
+    crew: Crew
+    alive: int = 0
+    wasted: float = 0.0
+    places: dict[Machine | None, Place] = field(default_factory=dict)
     failed_starts: int = 0
     resume_at: float = float("-inf")
     idle: dict[int, None] = field(default_factory=dict)
     unplaced: dict[int, None] = field(default_factory=dict)
 
-    def usage(self, now: float, wall: float) -> Usage:
-        """What the crew has held by now."""
-        held = self.gone_seconds + self.placed * now - self.since
-        devices, accelerator = held * self.crew.gpus, self.crew.accelerator
+    @property
+    def placed(self) -> int:
+        return sum(place.placed for place in self.places.values())
+
+    def usage(self, now: float, wall: float, wasted: float) -> Usage:
+        """What the crew has held by now, of which ``wasted`` seconds of its actors came to nothing."""
+        crew, places = self.crew, self.places.values()
+        held = sum(place.held(now) for place in places)
+        devices, wasted = held * crew.gpus, wasted + self.wasted
+        parts = tuple(
+            part
+            for place in places
+            if place.machine is not None
+            for part in parts_of(
+                place.machine,
+                place.held(now) * crew.cpus,
+                place.held(now) * crew.gpus,
+                place.cpu_seconds,
+                place.joules,
+            )
+        )
         return Usage(
             device_seconds=devices,
-            core_seconds=held * self.crew.cpus,
-            cpu_seconds=self.cpu_seconds,
+            core_seconds=held * crew.cpus,
+            cpu_seconds=sum(place.cpu_seconds for place in places),
             wall_seconds=wall,
-            by_accelerator={accelerator: devices} if accelerator is not None else {},
+            wasted_core_seconds=wasted * crew.cpus,
+            wasted_device_seconds=wasted * crew.gpus,
+            by_accelerator={crew.accelerator: devices} if crew.accelerator is not None else {},
+            parts=parts,
         )
 
 
@@ -98,7 +134,7 @@ class Team:
         self.kinds[kind].alive += 1
         self.kinds[kind].unplaced[actor] = None
 
-    def place(self, actor: int, node: str, age: float, now: float) -> bool:
+    def place(self, actor: int, node: str, age: float, now: float, machine: Machine | None = None) -> bool:
         """An actor runs on a node; returns whether it is still wanted.
 
         It has held its place since its process started (``age`` seconds ago), or since it was asked for, where Ray had
@@ -110,9 +146,19 @@ class Team:
         kind = self.kinds[member.kind]
         kind.unplaced.pop(actor)
         member.node, member.since = node, max(member.since, now - age)
-        kind.placed += 1
-        kind.since += member.since
+        member.place = place = kind.places.setdefault(machine, Place(machine))
+        place.placed += 1
+        place.since += member.since
         return True
+
+    def burn(self, actor: int, cpu_seconds: float, joules: Mapping[str, float]) -> None:
+        """An actor has burnt so much since it last said so."""
+        place = self.members[actor].place
+        if place is None:
+            return
+        place.cpu_seconds += cpu_seconds
+        for name, value in joules.items():
+            place.joules[name] = place.joules.get(name, 0.0) + value
 
     def rest(self, actor: int) -> None:
         """An actor is ready, and has nothing to do."""
@@ -136,21 +182,29 @@ class Team:
             self.told[name] = self.told.get(name, 0.0) + value - member.told.get(name, 0.0)
         member.told = {**member.told, **numbers}
 
-    def remove(self, actor: int, now: float) -> None:
-        """An actor is gone."""
+    def remove(self, actor: int, now: float, failed: bool = False) -> None:
+        """An actor is gone; ``failed`` where its start came to nothing."""
         member = self.members.pop(actor)
         kind = self.kinds[member.kind]
         kind.alive -= 1
         kind.idle.pop(actor, None)
         kind.unplaced.pop(actor, None)
         self.ready -= member.ready
-        if member.node is not None:
-            kind.placed -= 1
-            kind.since -= member.since
-            kind.gone_seconds += now - member.since
+        if member.place is not None:
+            member.place.placed -= 1
+            member.place.since -= member.since
+            member.place.gone_seconds += now - member.since
+            if failed:
+                kind.wasted += now - member.since
 
-    def usage(self, now: float, wall: float) -> tuple[Usage, dict[str, Usage]]:
-        """What has been held by now, in all and by the crew's name; ``wall`` is the whole map's time."""
-        by_crew = {kind.crew.name: kind.usage(now, wall) for kind in self.kinds}
+    def usage(self, now: float, wall: float, wasted: Sequence[float]) -> tuple[Usage, dict[str, Usage]]:
+        """What has been held by now, in all and by the crew's name.
+
+        Args:
+            wall: the whole map's time.
+            wasted: seconds of each kind's actors on shards that came to nothing.
+        """
+        kinds = zip(self.kinds, wasted, strict=True)
+        by_crew = {kind.crew.name: kind.usage(now, wall, lost) for kind, lost in kinds}
         total = sum(by_crew.values(), Usage())
         return Usage.of({**total.as_dict(), "wall_seconds": wall}), by_crew
