@@ -76,6 +76,13 @@ class Folder:
             raise FileError(f"{self.uri}/{name} is missing")
         return int(info.size)
 
+    def total_bytes(self) -> int:
+        """Bytes of all files in the folder and below; 0 where there is none."""
+        system, root = filesystem(self.uri)
+        below = fs.FileSelector(root, recursive=True, allow_not_found=True)
+        found = patiently(self.uri, lambda: system.get_file_info(below))
+        return sum(info.size or 0 for info in found if info.type == fs.FileType.File)
+
     def names(self, suffix: str = "") -> list[str]:
         """The names of the files directly in this folder, sorted; empty when there is no such folder."""
         # What a killed writer left behind was never committed, so it is not there.

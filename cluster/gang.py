@@ -16,14 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol
 
 import ray
-from ray.exceptions import RayError
 
 from cluster.errors import ClusterError, GangError, Regroup, one_line
 from cluster.mailbox import Mailbox, Slot
 from cluster.meter import Usage, cpu_seconds
 from cluster.power import Gauge
 from cluster.session import Session
-from cluster.story import Story
+from cluster.story import Story, cause
 
 _POLL_SECONDS = 0.2
 # A peer's death shows on the other ranks first, as a broken connection. They wait this long before they fail
@@ -177,7 +176,7 @@ def run_gang(
         with contextlib.suppress(Exception):
             spent(held)
     if launch.error is not None:
-        raise _cause(launch.error, story.failures, fatal, what) from None
+        raise cause(launch.error, story.failures, fatal, what) from None
     value, burnt = launch.value
     return value, replace(held, cpu_seconds=burnt)
 
@@ -256,6 +255,15 @@ def _follow(
         for values in mail.reports:
             on_report(values)
 
+    def tell(usage: Usage) -> None:
+        try:
+            spent(usage)
+        except Exception:
+            # Whoever stops the work for what it has used wants what is done by now to be kept.
+            mailbox.leave(name)
+            launch.join(_LEAVE_SECONDS)
+            raise
+
     try:
         while launch.is_alive():
             launch.join(_POLL_SECONDS)
@@ -263,7 +271,7 @@ def _follow(
             now = time.perf_counter()
             if now - told >= _TELL_SECONDS:
                 told = now
-                _tell(spent, story.usage(now), lambda: _leave(launch, mailbox, name))
+                tell(story.usage(now))
         deliver()
     except BaseException:
         mailbox.stop(name)
@@ -271,20 +279,6 @@ def _follow(
             ray.kill(handle)
         launch.join(30.0)
         raise
-
-
-def _tell(spent: Callable[[Usage], None], usage: Usage, leave: Callable[[], None]) -> None:
-    try:
-        spent(usage)
-    except Exception:
-        leave()
-        raise
-
-
-def _leave(launch: _Launch, mailbox: Mailbox, name: str) -> None:
-    """Have the ranks save what they have done and end, if they can do so soon."""
-    mailbox.leave(name)
-    launch.join(_LEAVE_SECONDS)
 
 
 def _on_rank(config: dict[str, Any]) -> bytes | None:
@@ -316,22 +310,3 @@ def _on_rank(config: dict[str, Any]) -> bytes | None:
     task.slot.flush()
     # Ray Train refuses tensors in what a rank returns, though bytes that hold some travel as well.
     return bytes(ray.cloudpickle.dumps((value, float(burnt)))) if mine == 0 else None
-
-
-def _cause(error: Exception, failures: list[tuple[int, Exception]], fatal: Fatal, what: str) -> Exception:
-    """The one error that tells why the gang failed, out of all that its ranks and Ray said."""
-    by_rank: dict[int, Exception] = dict(getattr(error, "worker_failures", {}))
-    said = [*failures, *sorted(by_rank.items())]
-    for _, failure in said:
-        if isinstance(failure, (ClusterError, *fatal)) and type(failure) is not GangError:
-            return failure
-    for rank, failure in by_rank.items():
-        if isinstance(failure, RayError) or "health check" in str(failure).lower():
-            return GangError(f"{what} failed: the process of rank {rank} died; it was killed or ran out of memory")
-    for rank, failure in said:
-        return GangError(f"{what} failed on rank {rank}: {_said(failure)}")
-    return GangError(f"{what} failed: {_said(error)}")
-
-
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, GangError) else one_line(error)

@@ -25,7 +25,7 @@ class Machine:
     Attributes:
         host: its name.
         cpu: the maker's name of its processor; empty where unknown.
-        threads: of the whole machine; 0 on a virtual one, which hides how many its processor has.
+        threads: of one processor; 0 on a virtual machine, which hides how many there are.
         accelerator: Ray's name of its accelerators' type, such as ``H100``; empty without any.
         accelerator_model: what the driver calls them, such as ``NVIDIA H100 80GB HBM3``.
     """
@@ -131,19 +131,21 @@ def parts_of(
 @functools.cache
 def this_machine(accelerators: bool = False) -> Machine:
     """This node; its accelerators are looked up only where some are held."""
-    flags, model = _cpuinfo()
-    threads = 0 if "hypervisor" in flags else os.cpu_count() or 0
+    flags, model, processors = _cpuinfo()
+    threads = 0 if "hypervisor" in flags else (os.cpu_count() or 0) // processors
     kind, name = _accelerator() if accelerators else ("", "")
     return Machine(socket.gethostname(), model, threads, kind, name)
 
 
-def _cpuinfo() -> tuple[set[str], str]:
-    found: dict[str, str] = {}
+def _cpuinfo() -> tuple[set[str], str, int]:
+    """The processor's flags, its name, and how many there are."""
+    found: dict[str, set[str]] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
-            found.setdefault(key.strip(), value.strip())
-    return set(found.get("flags", "").split()), found.get("model name", "")
+            found.setdefault(key.strip(), set()).add(value.strip())
+    flags, names = found.get("flags", {""}), found.get("model name", {""})
+    return set(min(flags).split()), min(names), len(found.get("physical id", {""}))
 
 
 def _accelerator() -> tuple[str, str]:

@@ -1,12 +1,17 @@
-"""What became of a gang, as far as its driver knows: its failures, its sizes, and what it held and wasted."""
+"""What became of a gang, as far as its driver knows: why it failed, how large it was, and what it held and wasted."""
 
 import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ray.exceptions import RayError
+
+from cluster.errors import ClusterError, GangError, one_line
 from cluster.mailbox import Mail
 from cluster.meter import Usage
 from cluster.power import Machine, Part, merged, parts_of
+
+Fatal = tuple[type[Exception], ...]
 
 
 @dataclass
@@ -80,3 +85,22 @@ class Story:
         sizes = [size for _, size in self.sizes]
         spans = [end - start for start, end in itertools.pairwise(times)]
         return sum(span * size for span, size in zip(spans, [*sizes[:1], *sizes], strict=True)) if sizes else 0.0
+
+
+def cause(error: Exception, failures: list[tuple[int, Exception]], fatal: Fatal, what: str) -> Exception:
+    """The one error that tells why the gang failed, out of all that its ranks and Ray said."""
+    by_rank: dict[int, Exception] = dict(getattr(error, "worker_failures", {}))
+    said = [*failures, *sorted(by_rank.items())]
+    for _, failure in said:
+        if isinstance(failure, (ClusterError, *fatal)) and type(failure) is not GangError:
+            return failure
+    for rank, failure in by_rank.items():
+        if isinstance(failure, RayError) or "health check" in str(failure).lower():
+            return GangError(f"{what} failed: the process of rank {rank} died; it was killed or ran out of memory")
+    for rank, failure in said:
+        return GangError(f"{what} failed on rank {rank}: {_said(failure)}")
+    return GangError(f"{what} failed: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, GangError) else one_line(error)

@@ -1,8 +1,8 @@
 """What all stages of one run share: the session, the tracker, the ledger, the terminal; and how a stage ends."""
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
@@ -13,9 +13,10 @@ from cluster.meter import Usage
 from cluster.session import Session
 from cluster.tracking import Run, Status, Tracker, flatten
 from distill_jobs.console import Advance, Console
-from distill_jobs.costs.ledger import Ledger
+from distill_jobs.costs.budget import Spending
+from distill_jobs.costs.ledger import Entry, Kind, Ledger, unfinished
 from distill_jobs.costs.ledger import metrics as cost_metrics
-from distill_jobs.costs.prices import PriceBook
+from distill_jobs.costs.reckon import Reckoner
 from distill_jobs.inputs import inputs_of
 from distill_jobs.spec import Job
 from distill_jobs.stage import RECORD, StageRecord, status
@@ -34,12 +35,14 @@ class Context:
     def __init__(self, job: Job, console: Console) -> None:
         self.job, self.console = job, console
         self.workdir = Folder(job.workdir)
-        self.prices = PriceBook.load(job.costs)
-        self.ledger = Ledger(self.workdir)
+        self.reckoner = Reckoner(job.costs)
+        self.ledger = Ledger(self.workdir, self.reckoner.told)
+        self.spending = Spending(self.priced, job.costs.budget_usd, lambda usage: self._keep_unfinished(usage))
         self.inputs = inputs_of(job)
         self.expected: dict[str, float] = {}
         self._open = ExitStack()
         self._runs: dict[str, Run] = {}
+        self._attempt: tuple[str, Usage, float] = ("", Usage(), 0.0)
 
     def __enter__(self) -> Self:
         return self
@@ -60,8 +63,18 @@ class Context:
         self.parent  # noqa: B018  # trouble with tracking is told before anything is started
         spec = self.job.cluster
         session = self._open.enter_context(Session(spec.address, spec.cpus, spec.gpus))
+        session.on_usage = self.spending.hear
         require_all(self.job, session)
         return session
+
+    @cached_property
+    def accelerator(self) -> str | None:
+        """Ray's name of the cluster's accelerator: what device-seconds count as where their type isn't known."""
+        return self.session.accelerator()
+
+    def priced(self, usage: Usage) -> float:
+        """US dollars for what was held."""
+        return self.reckoner.money(usage, self.accelerator)
 
     @property
     def home(self) -> Folder:
@@ -85,31 +98,72 @@ class Context:
             self._remember(name, self._runs[name].run_id)
         return self._runs[name]
 
-    def do(self, stage: str, folder: Folder, work: Work, model: Folder | None = None) -> None:
-        """Do a stage unless it is done: skip or work, then the record, the ledger and MLflow."""
+    def do(self, stage: str, folder: Folder, work: Work, model: Folder | None = None) -> bool:
+        """Do a stage unless it is done: work, then the record, the ledger and MLflow; returns whether it did."""
         inputs = self.inputs[stage]
         found = status(stage, folder, inputs)
         if found.done:
             record = StageRecord.read(folder)
             if record and not self.ledger.has(stage):  # Killed between the record and the ledger.
-                self.settle(record, Usage.of(record.usage), model)
+                self.settle(record, Usage.of(record.usage), folder, model)
             self.console.skipped(found)
-            return
+            return False
         started = time.time()
         # From here on what lies in the folder may be neither the old nor the new.
         folder.remove(RECORD)
-        with self.console.bar(stage, self.expected.get(stage), found.reason) as advance:
+        with self.attempt(stage) as before, self.console.bar(stage, self.expected.get(stage), found.reason) as advance:
             self.tracked(stage)
             made, usage = work(advance)
+        usage += before
         record = StageRecord(stage, digest(inputs), inputs, made, usage.as_dict(), started, time.time())
         record.commit(folder)
-        self.settle(record, usage, model)
+        self.settle(record, usage, folder, model)
+        self.ledger.drop(unfinished(stage))
+        return True
 
-    def settle(self, record: StageRecord, usage: Usage, model: Folder | None = None) -> None:
-        """Enter a finished stage in the ledger and in MLflow, with the model it made, and say so."""
-        accelerator = self.session.accelerator()
-        usd = self.prices.money(usage, accelerator)
-        entry = self.ledger.record(record.stage, usage, usd, accelerator, record.started, record.ended)
+    @contextmanager
+    def attempt(self, stage: str) -> Iterator[Usage]:
+        """Within, what the stage uses is known even if it doesn't come to its end; gives what earlier attempts used.
+
+        Whoever brings the stage to its end counts those in, and drops their entry.
+
+        Raises:
+            BudgetError: nothing is left of the budget.
+        """
+        known = self.ledger.find(unfinished(stage))
+        self._attempt = (stage, known.usage if known else Usage(), time.time())
+        self.spending.begin(stage, self.ledger.spent())
+        try:
+            yield self._attempt[1]
+        except BaseException:
+            self._keep_unfinished(self.spending.usage)
+            raise
+
+    def _keep_unfinished(self, used: Usage) -> None:
+        stage, before, started = self._attempt
+        if stage and used.wall_seconds:
+            self.enter(unfinished(stage), used + before, started, time.time(), kind="unfinished")
+
+    def enter(
+        self, stage: str, usage: Usage, started: float, ended: float, *, size: int = 0, kind: Kind = "measured"
+    ) -> Entry:
+        """Reckon what a stage has used, and enter it in the ledger."""
+        entry = self.reckoner.entry(
+            stage, usage, self.accelerator, started, ended, size=size, kind=kind, precision=self._precision(stage)
+        )
+        return self.ledger.enter(entry)
+
+    def _precision(self, stage: str) -> str:
+        """What a stage's models are computed in; half precision, whose peak is the higher, unless the spec says so."""
+        job, role = self.job, stage.split("/")[0]
+        if role == "teacher" and job.teacher.train is not None:
+            return job.teacher.train.precision
+        return job.capture.precision if role in ("teacher", "capture", "evaluate") else job.student.train.precision
+
+    def settle(self, record: StageRecord, usage: Usage, folder: Folder, model: Folder | None = None) -> None:
+        """Enter a finished stage in the ledger and in MLflow, with what it left in ``folder``, and say so."""
+        size = record.made.get("bytes", 0) or folder.total_bytes()
+        entry = self.enter(record.stage, usage, record.started, record.ended, size=size)
         run = self.tracked(record.stage)
         run.tags({"distill.digest": record.digest})
         run.metrics({**cost_metrics(entry), **_numbers(record.made)})
@@ -119,7 +173,7 @@ class Context:
             name = f"{self.job.name}-{kind}"
             run.model(model.path(), kind, name, loader=_LOADER, packages=_PACKAGES, parameters=parameters)
         self.end(record.stage, "FINISHED")
-        self.console.finished(record.stage, usage, usd, _note(record.made))
+        self.console.finished(record.stage, usage, entry.usd, _note(record.made))
 
     def end(self, name: str, status: Status) -> None:
         """Close a nested run."""

@@ -61,5 +61,9 @@ class AuditError(DistillError):
     """What was trained is not fit to be released, by a limit of the spec."""
 
 
+class BudgetError(DistillError):
+    """Going on would cost more than ``costs.budget_usd``."""
+
+
 class TrainingError(DistillError):
     """Training can't go on, for example because the loss is not finite."""

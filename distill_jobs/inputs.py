@@ -28,6 +28,7 @@ def inputs_of(job: Job) -> Inputs:
     tree = job.model_dump(mode="json")
     data = _without(tree["data"], _RESOURCES | _PLACES)
     tree["teacher"]["train"] = _without(tree["teacher"]["train"], Train.RESOURCES)
+    declared = tree["teacher"].pop("cost")  # What it has cost makes no other teacher of it.
     code = {"code": __version__}
     prepare = {**code, "task": job.task, **flatten(data, "data"), "content": data_digest(job)}
     teacher = {
@@ -64,7 +65,8 @@ def inputs_of(job: Job) -> Inputs:
     evaluated = {**flatten(tree["evaluate"], "evaluate"), **columns_of(job)}
     inputs["evaluate"] = {**code, **arms, "teacher": digest(teacher), **evaluated}
     inputs["audit"] = {**code, "evaluate": digest(inputs["evaluate"]), **flatten(tree["audit"], "audit")}
-    inputs["report"] = {**code, "audit": digest(inputs["audit"]), **flatten(tree["costs"], "costs")}
+    costs = flatten(job.costs.inputs(), "costs") | (flatten(declared, "teacher.cost") if declared else {})
+    inputs["report"] = {**code, "audit": digest(inputs["audit"]), **costs}
     return inputs
 
 

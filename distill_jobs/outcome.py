@@ -8,7 +8,10 @@ from cluster.tracking import open_command
 from distill_jobs.audit.evaluate import EVALUATION
 from distill_jobs.audit.findings import AUDIT, lines
 from distill_jobs.context import Context
+from distill_jobs.costs.ledger import LEDGER
 from distill_jobs.costs.ledger import metrics as cost_metrics
+from distill_jobs.costs.options import ALTERNATIVES
+from distill_jobs.costs.plan import PLAN
 from distill_jobs.judged import intervals_of, tags_of
 from distill_jobs.report.fidelity import sentence
 from distill_jobs.report.findings import finding
@@ -19,9 +22,9 @@ _ARTIFACTS = (
     "spec.yaml",
     EVALUATION,
     AUDIT,
-    "ledger.json",
-    "plan.json",
-    "alternatives.json",
+    LEDGER,
+    PLAN,
+    ALTERNATIVES,
     "verdict.json",
     "store/negative.json",
     "store/fidelity.json",

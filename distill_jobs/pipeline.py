@@ -4,6 +4,7 @@ Each stage reads what earlier stages committed under the workdir and commits its
 inputs have not changed is skipped, so that any command can be stopped at any moment and run again.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,10 @@ from distill_jobs.capture.crews import crew_of
 from distill_jobs.capture.stage import capture as capture_store
 from distill_jobs.console import Advance
 from distill_jobs.context import Context, Made
-from distill_jobs.costs.estimate import total
+from distill_jobs.costs.ledger import metrics as cost_metrics
+from distill_jobs.costs.ledger import unfinished
+from distill_jobs.costs.options import write_alternatives
+from distill_jobs.costs.reckon import DECLARED
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.prepare import prepare as prepare_data
 from distill_jobs.errors import DistillError, NotReadyError, SpecError
@@ -30,7 +34,7 @@ from distill_jobs.inputs import STAGES, arms_of, statuses_of, teacher_arm
 from distill_jobs.models.bring import BringWorker
 from distill_jobs.models.files import model_digest
 from distill_jobs.outcome import log_outcome, print_summary
-from distill_jobs.planning import estimate
+from distill_jobs.planning import foretell
 from distill_jobs.report.html import render
 from distill_jobs.spec import Job, Train
 from distill_jobs.stage import StageRecord, status
@@ -40,7 +44,7 @@ from distill_jobs.training.arm import train_arms
 from distill_jobs.training.gangs import gang_of, task_of
 from distill_jobs.training.source import open_stores, open_teachers
 from distill_jobs.training.task import Arm
-from distill_jobs.words import duration, money
+from distill_jobs.words import money
 
 
 def run(context: Context, wanted: tuple[str, ...] = STAGES) -> None:
@@ -48,7 +52,7 @@ def run(context: Context, wanted: tuple[str, ...] = STAGES) -> None:
     job = context.job
     context.workdir.write("spec.yaml", yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)).encode())
     if wanted == STAGES:
-        _foretell(context)
+        context.expected = foretell(context)
     for stage in STAGES:
         if stage in wanted:
             _require_earlier(context, stage)
@@ -81,7 +85,9 @@ def teach(context: Context) -> None:
         arm = teacher_arm(job, context.inputs)
         [record], held = _train_gang(context, arm.train, (arm,), None, advance)
         worked = Usage.of(record["usage"])
-        return record["made"], held + _earlier([record]) + Usage(rows=worked.rows, tokens=worked.tokens)
+        done = Usage(rows=worked.rows, tokens=worked.tokens, bytes_read=worked.bytes_read, flops=worked.flops)
+        known = context.ledger.find(unfinished("teacher"))
+        return record["made"], held + _earlier([record]).beyond(known.usage if known else Usage()) + done
 
     context.do("teacher", folder, work, model=folder / "model")
 
@@ -93,10 +99,8 @@ def capture(context: Context) -> None:
         return
 
     def work(advance: Advance) -> tuple[Made, Usage]:
-        accelerator = context.session.accelerator()
-
         def priced(usage: Usage) -> str:
-            return money(context.prices.money(usage, accelerator))
+            return money(context.priced(usage))
 
         _check_codec(context)
         made, usage = capture_store(context.job, context.session, context.workdir, advance, priced)
@@ -125,15 +129,20 @@ def train(context: Context) -> None:
         if pending:
             first = pending[0]
             reason = f"{len(pending)} of {len(arms)} arms; {status(first.name, first.folder, first.inputs).reason}"
-            with context.console.bar("train", context.expected.get("train"), reason) as advance:
+            bar = context.console.bar("train", context.expected.get("train"), reason)
+            with context.attempt("train") as before, bar as advance:
                 store = None if live else context.workdir / "store"
                 records, held = _train_gang(context, context.job.student.train, tuple(pending), store, advance)
-                usage = held + _earlier(records) + _live_teacher(records)
+                usage = held + before + _earlier(records).beyond(before) + _live_teacher(records)
     finally:
         # Arms that were committed count, whatever became of the others.
         spent = _settle_arms(context, arms)
+        _leave_to_the_unfinished(context, spent)
     if pending:
-        context.ledger.record_overhead("train/start-up", usage, spent, context.prices, context.session.accelerator())
+        now = time.time()
+        overhead = usage.beyond(spent)
+        context.enter("train/start-up", overhead, now - overhead.wall_seconds, now)
+        context.ledger.drop(unfinished("train"))
 
 
 def evaluate(context: Context) -> None:
@@ -143,7 +152,9 @@ def evaluate(context: Context) -> None:
         models = {"teacher": context.workdir / "teacher" / "model"}
         models |= {arm.name: arm.folder / "model" for arm in arms_of(context.job, context.inputs)}
         evaluation, usage = evaluate_models(context.job, context.session, context.workdir, models, advance)
-        return {"rows": evaluation["rows"], "models": len(models)}, usage
+        made = [context.workdir / "teacher", *(arm.folder for arm in arms_of(context.job, context.inputs))]
+        flops = math.fsum(map(_forward_flops, made)) * evaluation["tokens"]
+        return {"rows": evaluation["rows"], "models": len(models)}, usage + Usage(flops=flops)
 
     context.do("evaluate", context.workdir / "evaluation", work)
 
@@ -164,14 +175,15 @@ def report(context: Context) -> None:
     def work(advance: Advance) -> tuple[Made, Usage]:
         advance(0, 1)
         with Meter() as meter:
+            _reckon_the_whole(context)
             context.workdir.write("report.html", render(context.workdir).encode())
             log_outcome(context)
         return {}, meter.usage
 
-    context.do("report", context.workdir / "report", work)
+    if context.do("report", context.workdir / "report", work):
+        # Once more, now that the report's own entry is in them.
+        context.parent.metrics(cost_metrics(context.ledger.totals()))
 
-
-_REPORT_SECONDS = 3.0  # drawing the page, and MLflow's side of it
 
 DO: dict[str, Callable[[Context], None]] = {
     "prepare": prepare,
@@ -184,20 +196,28 @@ DO: dict[str, Callable[[Context], None]] = {
 }
 
 
-def _foretell(context: Context) -> None:
-    """Find out by a short probe how long each stage will take, where there is something left to do."""
-    job, inputs = context.job, context.inputs
-    if all(found.done for stage in ("teach", "capture", "train") for found in statuses_of(job, inputs, stage)):
-        return
-    started = time.time()
-    with context.console.bar("probe", None, "a short look at the real models on real rows"):
-        estimates, usage = estimate(job, inputs, context.session)
-    context.expected = {found.stage: found.seconds for found in estimates} | {"report": _REPORT_SECONDS}
-    if usage.wall_seconds:
-        usd = context.prices.money(usage, context.session.accelerator())
-        context.ledger.record("probe", usage, usd, context.session.accelerator(), started, time.time())
-    whole = total(estimates)
-    context.console.say(f"done from the start this takes about {duration(whole.seconds)} and {money(whole.usd)}")
+def _reckon_the_whole(context: Context) -> None:
+    """Enter what no stage of its own stands for, and price the alternatives."""
+    if context.job.teacher.cost is not None:
+        context.ledger.enter(context.reckoner.declared(context.job.teacher.cost))
+    else:
+        context.ledger.drop(DECLARED)
+    context.ledger.enter(context.reckoner.storage(context.ledger.entries()))
+    write_alternatives(context.job, context.workdir, context.reckoner, context.accelerator)
+
+
+def _forward_flops(folder: Folder) -> float:
+    """Operations of a forward pass over a position, as the stage that made the model has noted; 0 where it hasn't."""
+    record = StageRecord.read(folder)
+    return float((record.made.get("forward_flops") if record else None) or 0.0)
+
+
+def _leave_to_the_unfinished(context: Context, settled: Usage) -> None:
+    """Take what arms that are entered by themselves have used out of the entry of the attempts that didn't end."""
+    known = context.ledger.find(unfinished("train"))
+    if known is not None and settled.wall_seconds:
+        rest = known.usage.beyond(settled)
+        context.enter(known.stage, rest, known.started, known.ended, kind="unfinished")
 
 
 def _require_earlier(context: Context, stage: str) -> None:
@@ -297,6 +317,6 @@ def _settle_arms(context: Context, arms: list[Arm]) -> Usage:
         if record is None or record.digest != arm.digest or context.ledger.has(arm.name, since=record.ended):
             continue
         usage = Usage.of(record.usage)
-        context.settle(record, usage, model=arm.folder / "model" if arm.role == "student" else None)
+        context.settle(record, usage, arm.folder, arm.folder / "model" if arm.role == "student" else None)
         spent = spent + usage
     return spent

@@ -80,7 +80,14 @@ def capture(
             on_progress=on_pool,
         )
     finish(store, plan, commits)
-    moved = Usage(rows=book.rows, tokens=book.tokens, bytes_written=book.bytes)
+    data = TableReader(workdir / "data" / SPLIT).facts["bytes"]
+    moved = Usage(
+        rows=book.rows,
+        tokens=book.tokens,
+        bytes_read=data * book.rows // max(1, rows),
+        bytes_written=book.bytes,
+        flops=book.flops,
+    )
     return book.made(report), _by_accelerator(report, spec.crews, session.accelerator()) + moved
 
 
@@ -96,6 +103,7 @@ class _Book:
     rows: int = 0
     tokens: int = 0
     bytes: int = 0
+    flops: float = 0.0
     reasons: list[tuple[str, str]] = field(default_factory=list)
     told: dict[str, float] = field(default_factory=dict)
 
@@ -115,6 +123,7 @@ class _Book:
         self.commits.add(PartRecord(**result["record"]))
         self.rows, self.tokens = self.rows + result["rows"], self.tokens + result["tokens"]
         self.bytes += result["bytes"]
+        self.flops += result["flops"]
         self.reasons = [*self.reasons, *result["quarantine_samples"]][:3]
         if result["quarantined"]:
             self.check()
@@ -137,7 +146,9 @@ class _Book:
         names = ("parts", "rows", *(("quarantined",) if commits.quarantined else ()), "tokens", "bytes", "quarantined")
         found: dict[str, Any] = {name: getattr(commits, name) for name in names} | {"parts_kept": self.kept}
         lived = {name: getattr(report, name) for name in ("retried", "handed_back", "lost_actors", "duplicated")}
-        pace = {"teacher_share": told["teacher_seconds"] / told["busy_seconds"]} if told.get("busy_seconds") else {}
+        pace: dict[str, float] = {}
+        if busy := told.get("busy_seconds"):
+            pace = {"teacher_share": told["teacher_seconds"] / busy, "busy_seconds": busy}
         if told.get("tokens"):
             pace["padding_share"] = told.get("padding", 0.0) / (told["tokens"] + told.get("padding", 0.0))
         return {

@@ -25,6 +25,7 @@ from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import PartRecord, adopted
 from distill_jobs.errors import StoreError
+from distill_jobs.models.flops import forward_flops
 from distill_jobs.models.head import SplitHead, split_head
 from distill_jobs.models.place import device_for, load_placed
 from distill_jobs.models.scorer import Scorer
@@ -84,6 +85,7 @@ class CaptureWorker:
             spread=spread_for(task.devices),
         )
         self.watch, self.tally = Watch(self.device), Tally()
+        self.flops = forward_flops(self.teacher, self.facts) or 0.0
         self.sizes = self._sizes()
         self.tools = self._tools()
 
@@ -129,7 +131,8 @@ class CaptureWorker:
         there = adopted(self.task.store / PARTS, part, self.plan.part_inputs(data_sha256))
         if there is not None:
             # Somebody was faster, or this attempt's record was written by an actor that died right after.
-            return _told(there, [])
+            return _told(there, [], 0.0)
+        before = self.tally.tokens
         with Meter(self.task.cores, self.task.devices) as meter:
 
             def commit(windows: Iterator[Window], quarantined: Any) -> PartRecord:
@@ -151,7 +154,7 @@ class CaptureWorker:
             with self.watch("busy", host=True):
                 record = capture.run(self.table.batches(part), commit)
         self._tell(None)
-        return _told(record, capture.quarantine)
+        return _told(record, capture.quarantine, self.flops * (self.tally.tokens - before))
 
     def _tell(self, meter: Meter | None) -> None:
         seconds = self.watch.seconds
@@ -205,8 +208,9 @@ class CaptureWorker:
         return None if self.task.chunk_positions == 0 else split_head(self.teacher, self.facts, inputs)
 
 
-def _told(record: PartRecord, quarantined: list[Quarantined]) -> dict[str, Any]:
+def _told(record: PartRecord, quarantined: list[Quarantined], flops: float) -> dict[str, Any]:
     return {
+        "flops": flops,
         "rows": record.rows,
         "tokens": record.tokens,
         "bytes": record.bytes,

@@ -1,16 +1,17 @@
 """What a job will take, predicted from a short probe of the real models: plain arithmetic, nothing is run here.
 
-``predict(job, sizes, rates, prices, accelerator)`` gives one ``StageEstimate`` for each stage that costs anything;
+``predict(job, sizes, rates, reckoner, accelerator)`` gives one ``StageEstimate`` for each stage that costs anything;
 ``stage_of``, on which it stands, serves for any stage. Rates are those of one actor or rank and are taken to add up
 over several; every estimate says what it rests on.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.meter import Usage
-from distill_jobs.costs.prices import PriceBook
+from distill_jobs.costs.rates import Rates, Sizes, StartUp
+from distill_jobs.costs.reckon import Reckoner
 from distill_jobs.spec import Train
 from distill_jobs.spec.job import Job
 
@@ -21,73 +22,37 @@ _ENGINE_STEP_SECONDS = 0.008
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """Predicted for one stage: wall seconds, bytes left on disk, US dollars, and a sentence saying from what."""
+    """Predicted for one stage.
+
+    Attributes:
+        seconds: wall time.
+        bytes: left on disk.
+        usd, kwh, kg_co2e: as the ledger will reckon them.
+        usage: cores and accelerators held, rows, tokens, and operations of the models.
+        basis: a sentence saying what this rests on.
+    """
 
     stage: str
     seconds: float
     bytes: int
     usd: float
     basis: str
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What a probe measured, on the device and with the threads of one capture actor.
-
-    Attributes:
-        capture_row_seconds: teacher forward and encoding of one row.
-        encoding_share: the share of that which is not the bare forward.
-        student_row_seconds, baseline_row_seconds: forward and backward of one row, with and without soft labels.
-        teacher_row_seconds: the same for training the teacher; 0 where it is brought.
-        student_forward_row_seconds: the student's bare forward.
-        bytes_per_row: of soft targets in the store.
-        positions_per_row: positions in a row.
-    """
-
-    capture_row_seconds: float
-    encoding_share: float
-    student_row_seconds: float
-    baseline_row_seconds: float
-    teacher_row_seconds: float
-    student_forward_row_seconds: float
-    bytes_per_row: float
-    positions_per_row: int
+    kwh: float = 0.0
+    kg_co2e: float = 0.0
+    usage: Usage = field(default_factory=Usage)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as they come from an actor."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What is there to work through.
-
-    Attributes:
-        source_rows: rows of the source files, all splits together.
-        prepare_row_seconds: seconds in which one actor prepares one of them.
-        train_rows, validation_rows, test_rows: rows of the prepared splits (packed sequences for a language model).
-        row_bytes: of a prepared row, in ``data/`` and again in the store.
-        teacher_bytes, student_bytes: of the weights on disk.
-        bring_seconds: for converting a teacher that is brought; 0 where it is trained or is there already.
-    """
-
-    source_rows: int
-    prepare_row_seconds: float
-    train_rows: int
-    validation_rows: int
-    test_rows: int
-    row_bytes: float = 0.0
-    teacher_bytes: int = 0
-    student_bytes: int = 0
-    bring_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class StartUp:
-    """Seconds before work begins: of a pool of actors and of a gang of ranks, imports and model loading included."""
-
-    pool: float = 8.0
-    gang: float = 15.0
+        """Plain values, with hours in place of seconds held."""
+        plain = {name: getattr(self, name) for name in ("stage", "seconds", "bytes", "usd", "kwh", "kg_co2e", "basis")}
+        used = self.usage
+        return {
+            **plain,
+            "core_hours": used.core_seconds / 3600,
+            "device_hours": used.device_seconds / 3600,
+            "rows": used.rows,
+            "tokens": used.tokens,
+            "flops": used.flops,
+        }
 
 
 @dataclass(frozen=True)
@@ -98,17 +63,31 @@ class Held:
     cpus: float
     gpus: float = 0.0
 
-    def for_seconds(self, seconds: float) -> Usage:
-        """The usage of holding them that long."""
+    def for_seconds(self, seconds: float, done: "Done") -> Usage:
+        """The usage of holding them that long, every core busy."""
+        cores = seconds * self.count * self.cpus
         return Usage(
             device_seconds=seconds * self.count * self.gpus,
-            core_seconds=seconds * self.count * self.cpus,
+            core_seconds=cores,
+            cpu_seconds=cores,
             wall_seconds=seconds,
+            rows=done.rows,
+            tokens=done.tokens,
+            flops=done.flops,
         )
 
     def __str__(self) -> str:
         each = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus:g} CPU"
         return f"{self.count} × {each}"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a stage will have worked through: rows, tokens, and the models' floating-point operations."""
+
+    rows: int = 0
+    tokens: int = 0
+    flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -128,30 +107,38 @@ def stage_of(
     work: list[Work],
     held: Held,
     start_up: float,
-    prices: PriceBook,
+    reckoner: Reckoner,
     accelerator: str | None,
     *,
     size: float = 0.0,
     note: str = "",
+    done: Done | None = None,
 ) -> StageEstimate:
     """A stage that does ``work`` one after another, each spread evenly over what it holds."""
     seconds = start_up + math.fsum(piece.amount * piece.seconds for piece in work) / held.count
     said = ", ".join(str(piece) for piece in work if piece.amount)
     basis = f"{said or 'nothing'} on each of {held}, and {start_up:g} s to start{'; ' if note else ''}{note}"
-    usd = prices.money(held.for_seconds(seconds), accelerator)
-    return StageEstimate(stage, seconds, math.ceil(size), usd, basis)
+    usage = held.for_seconds(seconds, done or Done())
+    entry = reckoner.entry(stage, usage, accelerator, 0.0, seconds)
+    return StageEstimate(stage, seconds, math.ceil(size), entry.usd, basis, entry.kwh, entry.kg_co2e, usage)
 
 
 def predict(
     job: Job,
     sizes: Sizes,
     rates: Rates,
-    prices: PriceBook,
+    reckoner: Reckoner,
     accelerator: str | None = None,
     start_up: StartUp | None = None,
+    times: int = 1,
 ) -> list[StageEstimate]:
-    """The stages ``prepare``, ``teacher`` (where it costs anything), ``capture``, ``train``, ``evaluate``, in order."""
-    its = _Prediction(job, sizes, rates, prices, accelerator, start_up or StartUp())
+    """The stages ``prepare``, ``teacher`` (where it costs anything), ``capture``, ``train``, ``evaluate``, in order.
+
+    Args:
+        times: on a cluster of so many times the actors and ranks that the spec asks for; a gang has as many of them as
+            can share its batch evenly. The evaluation is done by one actor on any.
+    """
+    its = _Prediction(job, sizes, rates, reckoner, accelerator, start_up or StartUp(), times)
     captures = its.capture() if job.distill.soft_labels == "store" else None
     stages = [its.prepare(), its.teacher(), captures, its.train(), its.evaluate()]
     return [stage for stage in stages if stage is not None]
@@ -164,9 +151,10 @@ class _Prediction:
     job: Job
     sizes: Sizes
     rates: Rates
-    prices: PriceBook
+    reckoner: Reckoner
     accelerator: str | None
     wait: StartUp
+    times: int = 1
 
     @property
     def forward(self) -> float:
@@ -176,13 +164,14 @@ class _Prediction:
     def prepare(self) -> StageEstimate:
         rows = self.sizes.train_rows + self.sizes.validation_rows + self.sizes.test_rows
         work = Work("source rows", self.sizes.source_rows, self.sizes.prepare_row_seconds)
-        held = Held(self.job.data.actors, self.job.data.cpus_per_actor)
-        return self._stage("prepare", [work], held, size=rows * self.sizes.row_bytes)
+        held = Held(self.job.data.actors * self.times, self.job.data.cpus_per_actor)
+        return self._stage("prepare", [work], held, size=rows * self.sizes.row_bytes, done=self._done(rows, 0.0))
 
     def teacher(self) -> StageEstimate | None:
         if self.job.teacher.train is not None:
             arms = {"teacher": (1, self.rates.teacher_row_seconds)}
-            return self._training("teacher", self.job.teacher.train, arms, self.forward, self.sizes.teacher_bytes)
+            flops, size = self.rates.teacher_flops, self.sizes.teacher_bytes
+            return self._training("teacher", self.job.teacher.train, arms, self.forward, size, flops)
         if not self.sizes.bring_seconds:
             return None
         return self._stage("teacher", [Work("teacher to bring", 1, self.sizes.bring_seconds)], self._actors(1))
@@ -192,7 +181,8 @@ class _Prediction:
         return self._stage(
             "capture",
             [Work("rows", rows, self.rates.capture_row_seconds)],
-            self._actors(sum(kind.most for kind in self.job.capture.crews)),
+            self._actors(sum(kind.most for kind in self.job.capture.crews) * self.times),
+            done=self._done(rows, self.rates.teacher_flops),
             size=store_bytes(rows, each, self.sizes.row_bytes),
             note=f"{each / self.rates.positions_per_row:.0f} bytes of soft target a position{_as_the_first(self.job)}",
         )
@@ -204,14 +194,16 @@ class _Prediction:
             "baseline": (count, self.rates.baseline_row_seconds),
         }
         forward = self.rates.student_forward_row_seconds
-        return self._training("train", self.job.student.train, arms, forward, self.sizes.student_bytes)
+        size, flops = self.sizes.student_bytes, self.rates.student_flops
+        return self._training("train", self.job.student.train, arms, forward, size, flops)
 
     @property
     def _live_row(self) -> float:
         """Seconds a row that a live teacher's actors need together; students wait for them where that is more."""
         if self.job.distill.soft_labels == "store":
             return 0.0
-        return self.rates.capture_row_seconds / max(1, sum(kind.least for kind in self.job.capture.crews))
+        actors = sum(kind.least for kind in self.job.capture.crews) * self.times
+        return self.rates.capture_row_seconds / max(1, actors)
 
     def evaluate(self) -> StageEstimate:
         rows, students = self.sizes.test_rows, (1 + len(self.job.taught)) * len(self.job.seeds)
@@ -219,7 +211,13 @@ class _Prediction:
             Work("rows by the teacher", rows, self.forward),
             Work("rows by its students", rows * students, self.rates.student_forward_row_seconds),
         ]
-        return self._stage("evaluate", work, self._actors(1))
+        flops = self.rates.teacher_flops + students * self.rates.student_flops
+        return self._stage("evaluate", work, self._actors(1), done=self._done(rows, flops))
+
+    def _done(self, rows: int, flops: float) -> Done:
+        """Of ``flops`` for a position."""
+        tokens = rows * self.rates.positions_per_row
+        return Done(rows, tokens, tokens * flops)
 
     def _actors(self, count: int) -> Held:
         kind = self.job.capture.crews[0]
@@ -234,24 +232,33 @@ class _Prediction:
         start_up: float | None = None,
         size: float = 0,
         note: str = "",
+        done: Done | None = None,
     ) -> StageEstimate:
         seconds = self.wait.pool if start_up is None else start_up
-        return stage_of(stage, work, held, seconds, self.prices, self.accelerator, size=size, note=note)
+        return stage_of(stage, work, held, seconds, self.reckoner, self.accelerator, size=size, note=note, done=done)
 
     def _training(
-        self, stage: str, train: Train, arms: dict[str, tuple[int, float]], forward: float, size: int
+        self, stage: str, train: Train, arms: dict[str, tuple[int, float]], forward: float, size: int, flops: float
     ) -> StageEstimate:
-        """A gang that trains ``arms`` (name: how many models, seconds of a row), one model after another."""
+        """A gang that trains ``arms`` (name: how many models, seconds of a row), one model after another.
+
+        Args:
+            forward, flops: seconds of a row's, and operations of a position's, forward pass. Training takes three
+                times as many operations (6N for 2N): the gradients of a layer's input and of its parameters come on
+                top.
+        """
+        workers = ranks_of(train, train.most_workers * self.times)
         steps, models = optimizer_steps(train, self.sizes.train_rows), sum(count for count, _ in arms.values())
         looks = math.ceil(steps / train.steps_between_looks(self.sizes.train_rows))
         work = [Work(f"{name} rows", count * steps * train.batch_size, row) for name, (count, row) in arms.items()]
         # Every rank goes through every step, so that more ranks don't shorten this.
-        work.append(Work("engine steps", models * steps * train.most_workers, _ENGINE_STEP_SECONDS))
+        work.append(Work("engine steps", models * steps * workers, _ENGINE_STEP_SECONDS))
         work.append(Work("validation rows", models * looks * self.sizes.validation_rows, forward))
         stopping = "; at most, since it may stop early" if train.early_stopping else ""
-        held = Held(train.most_workers, train.cpus_per_worker, train.gpus_per_worker)
+        held = Held(workers, train.cpus_per_worker, train.gpus_per_worker)
+        done = self._done(models * steps * train.batch_size, 3 * flops)
         note = f"{models} × {steps:,} steps{stopping}"
-        return self._stage(stage, work, held, start_up=self.wait.gang, size=models * size, note=note)
+        return self._stage(stage, work, held, start_up=self.wait.gang, size=models * size, note=note, done=done)
 
 
 def store_bytes(rows: int, bytes_per_row: float, row_bytes: float) -> int:
@@ -264,6 +271,12 @@ def optimizer_steps(train: Train, rows: int) -> int:
     return train.steps or max(1, math.ceil(rows * train.epochs / train.batch_size))
 
 
+def ranks_of(train: Train, most: int) -> int:
+    """The most ranks up to ``most`` that share a step's rows evenly, in micro-batches as given."""
+    sharing = [n for n in range(1, most + 1) if train.batch_size % (n * (train.micro_batch or 1)) == 0]
+    return max(sharing, default=1)
+
+
 def total(estimates: list[StageEstimate]) -> StageEstimate:
     """The sum of all stages, one after another."""
     return StageEstimate(
@@ -272,6 +285,9 @@ def total(estimates: list[StageEstimate]) -> StageEstimate:
         sum(e.bytes for e in estimates),
         math.fsum(e.usd for e in estimates),
         "the sum of the stages, one after another",
+        math.fsum(e.kwh for e in estimates),
+        math.fsum(e.kg_co2e for e in estimates),
+        sum((e.usage for e in estimates), Usage()),
     )
 
 

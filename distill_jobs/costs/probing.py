@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cluster.files import Folder
-from distill_jobs.costs.estimate import Rates
+from distill_jobs.costs.rates import Rates
 from distill_jobs.costs.sample import counts, prepare_sample
 from distill_jobs.data.batch import Batch, make_batch
 from distill_jobs.data.facts import DataFacts
@@ -17,6 +17,7 @@ from distill_jobs.data.reader import TableReader
 from distill_jobs.losses import distillation_loss, make_loss
 from distill_jobs.models.build import build_model
 from distill_jobs.models.files import load_model, save_model
+from distill_jobs.models.flops import forward_flops
 from distill_jobs.models.place import device_for, load_placed, place
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.models.spread import spread_for
@@ -87,6 +88,8 @@ class ProbeWorker:
             student_forward_row_seconds=student_bare,
             bytes_per_row=float(stored * facts.positions_per_row),
             positions_per_row=facts.positions_per_row,
+            teacher_flops=forward_flops(teacher, facts) or 0.0,
+            student_flops=forward_flops(student, facts) or 0.0,
         )
 
     def _teacher(self, facts: DataFacts, scratch: Folder) -> tuple[Scorer, Folder]:

@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import replace
 
 from cluster.files import Folder
-from distill_jobs.costs.estimate import Sizes
+from distill_jobs.costs.rates import Sizes
 from distill_jobs.data.facts import SPLITS, DataFacts
 from distill_jobs.data.prepare import finish, fitted, plan
 from distill_jobs.data.sources import Range

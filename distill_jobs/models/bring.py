@@ -15,6 +15,7 @@ class BringWorker:
 
     def run(self, _: Any) -> dict[str, Any]:
         from distill_jobs.models.files import model_digest
+        from distill_jobs.models.flops import forward_flops
         from distill_jobs.models.teacher import import_teacher
 
         facts = DataFacts.load(self.data)
@@ -22,4 +23,5 @@ class BringWorker:
         return {
             "parameters": sum(p.numel() for p in scorer.parameters()),
             "weights": model_digest(self.folder),
+            "forward_flops": forward_flops(scorer, facts),
         }

@@ -9,7 +9,7 @@ from distill_jobs.errors import SpecError
 from distill_jobs.report.artifacts import Artifacts
 from distill_jobs.report.blocks import Table, without_empty
 from distill_jobs.report.charts import ROLES
-from distill_jobs.spec.parts import Costs
+from distill_jobs.spec.costs import Costs
 
 _LIKENESS = {
     "nll": lambda value: f"{value:.4f}",

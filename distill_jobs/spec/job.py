@@ -7,8 +7,9 @@ from pydantic import Field, ValidationError, model_validator
 from distill_jobs.spec.audit import Audit
 from distill_jobs.spec.base import Part
 from distill_jobs.spec.capture import Capture
+from distill_jobs.spec.costs import Costs
 from distill_jobs.spec.distill import Distill
-from distill_jobs.spec.parts import Cluster, Costs, Data, Evaluate, Student, Teacher, Tracking
+from distill_jobs.spec.parts import Cluster, Data, Evaluate, Student, Teacher, Tracking
 from distill_jobs.spec.reading import Reading
 from distill_jobs.spec.train import Train
 from distill_jobs.spec.tune import Baseline, Tune

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from distill_jobs.spec.base import OneOf, Part, Positive, Share
+from distill_jobs.spec.costs import TeacherCost
 from distill_jobs.spec.model import Lora, Model
 from distill_jobs.spec.train import Train
 
@@ -91,11 +92,15 @@ class Data(Part):
 
 
 class Teacher(Part):
-    """The teacher: its model, and how to train it (leave ``train`` out for a teacher that is brought)."""
+    """The teacher: its model, and how to train it (leave ``train`` out for a teacher that is brought).
+
+    ``cost`` declares what one that is brought has cost.
+    """
 
     model: Model
     train: Train | None = None
     seed: int = 0
+    cost: TeacherCost | None = None
 
     @model_validator(mode="after")
     def _can_teach(self) -> Self:
@@ -103,6 +108,8 @@ class Teacher(Part):
             raise ValueError("a teacher can't be cut from a teacher; name its own model")
         if self.train is None and self.model.kind in ("config", "mlp", "cnn"):
             raise ValueError(f"a {self.model.kind} teacher starts untrained: give teacher.train")
+        if self.train is not None and self.cost is not None:
+            raise ValueError("cost is for a teacher that is brought; what training this one costs is measured")
         return self
 
 
@@ -132,13 +139,6 @@ class Evaluate(Part):
 
     batch_tokens: Positive = 2048
     latency_repeats: Positive = 20
-
-
-class Costs(Part):
-    """The price book: a YAML file, and single prices that override it."""
-
-    prices: str | None = None
-    override: dict[str, float] = {}
 
 
 class Tracking(Part):

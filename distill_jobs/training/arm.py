@@ -15,6 +15,7 @@ from distill_jobs.data.facts import DataFacts
 from distill_jobs.losses.fused_head import fused_head
 from distill_jobs.models.build import build_model
 from distill_jobs.models.files import save_model
+from distill_jobs.models.flops import forward_flops, training_flops
 from distill_jobs.models.packing import check_packing
 from distill_jobs.models.scorer import Scorer
 from distill_jobs.stage import RECORD, StageRecord
@@ -24,7 +25,7 @@ from distill_jobs.training.checkpoint import Keeper
 from distill_jobs.training.features import FeatureStudent, students_own
 from distill_jobs.training.live import live_plan, live_source, live_teacher
 from distill_jobs.training.loop import Loop, Progress, steps_of
-from distill_jobs.training.pace import flops_per_token, memory_of
+from distill_jobs.training.pace import memory_of
 from distill_jobs.training.source import Source, split_source, store_source
 from distill_jobs.training.task import Arm, TrainTask
 
@@ -49,19 +50,25 @@ def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validati
     started = time.time()
     if rank.rank == 0:
         arm.folder.remove(RECORD)
-    share = rank.world_size / arm.train.most_workers
+    each = arm.train.most_workers
     before: dict[str, dict[str, Any]] = {}
     # The teacher loads while the student is built.
-    with live_teacher(rank, task, arm) as asked, Meter(*_held(task, share, asked)) as meter:
+    with (
+        live_teacher(rank, task, arm) as asked,
+        Meter(task.cores / each, task.devices / each, rank.gauge) as meter,
+    ):
 
         def used() -> dict[str, dict[str, Any]]:
-            mine = Usage.of(before.get(task.session, {})) + meter.read()
-            return {**before, task.session: mine.as_dict()}
+            now = meter.read()
+            now = rank.together(now + _live_held(asked, now.wall_seconds))
+            return {**before, task.session: (Usage.of(before.get(task.session, {})) + now).as_dict()}
 
         keeper = Keeper(arm.folder / "checkpoints", arm.digest, arm.train.checkpoint, rank, used)
         scorer = _student_model(arm, task, facts, rank)
-        progress = _train(arm, task, scorer, validation, rank, keeper, before, asked)
-        meter.rows, meter.tokens = progress.rows, progress.positions
+        progress, row_bytes = _train(arm, task, scorer, validation, rank, keeper, before, asked)
+        if rank.rank == 0:
+            meter.rows, meter.tokens, meter.flops = progress.rows, progress.positions, progress.flops
+            meter.bytes_read = round(progress.rows * row_bytes)
         spent = used()
         live = asked.usage() if asked is not None else None
     made = {
@@ -70,6 +77,7 @@ def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validati
         # Adapters are merged when the model is saved.
         "parameters": sum(p.numel() for name, p in scorer.named_parameters() if ".lora_" not in name),
         "peak_memory_bytes": memory_of(rank.device),
+        "forward_flops": forward_flops(scorer, facts),
     }
     if live is not None:
         made["live_teacher"] = {name: getattr(live, name) for name in ("core_seconds", "device_seconds", "cpu_seconds")}
@@ -80,14 +88,16 @@ def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validati
     if rank.rank == 0:
         arm.folder.write_json("history.json", progress.history)
         record.commit(arm.folder)
+        rank.kept()
         keeper.shelf.folder.clear()
     return record
 
 
-def _held(task: TrainTask, share: float, asked: OnCall | None) -> tuple[float, float]:
-    """Cores and devices that the arm holds: its part of the gang's, and those of a teacher who answers live."""
-    cores, devices = (asked.cores, asked.devices) if asked is not None else (0.0, 0.0)
-    return task.cores * share + cores, task.devices * share + devices
+def _live_held(asked: OnCall | None, seconds: float) -> Usage:
+    """What the actors of a teacher who answers live are held for, beside the gang."""
+    if asked is None:
+        return Usage()
+    return Usage(device_seconds=asked.devices * seconds, core_seconds=asked.cores * seconds)
 
 
 def _student_model(arm: Arm, task: TrainTask, facts: DataFacts, rank: Rank) -> Scorer:
@@ -112,7 +122,8 @@ def _train(
     keeper: Keeper,
     before: dict[str, dict[str, Any]],
     asked: OnCall | None,
-) -> Progress:
+) -> tuple[Progress, float]:
+    """Train and save; returns how it went, and the bytes of a row as it is read."""
     if asked is not None and task.live is not None:
         train = live_source(asked, task.data, task.live, arm.train, rank, task.reading)
     elif task.store is None:
@@ -125,7 +136,7 @@ def _train(
     # The same for student and baseline: dropout and the like must not make the arms differ.
     torch.manual_seed(arm.seed)
     head = fused_head(scorer, train.facts) if arm.train.fused_loss else None
-    flops = flops_per_token(scorer, train.facts)
+    flops = training_flops(scorer, train.facts)
     student = _by_features(arm, task, scorer, train.facts)
     engine = Engine(student or scorer, _engine_config(arm, steps, rank), rank.device)
     try:
@@ -145,7 +156,7 @@ def _train(
         engine.barrier()
     finally:
         engine.close()
-    return progress
+    return progress, train.row_bytes
 
 
 def _by_features(arm: Arm, task: TrainTask, scorer: Scorer, facts: DataFacts) -> FeatureStudent | None:

@@ -189,6 +189,7 @@ class Keeper:
                     f"{record['step']} to {self.shelf.folder}: give all nodes the same workdir"
                 )
         self.shelf.commit({**record, "files": files})
+        self.rank.kept()
         self.shelf.retain(self.spec.keep)
 
 

@@ -31,6 +31,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     rows: int = 0
     positions: int = 0
+    flops: float = 0.0
     best_loss: float = math.inf
     best_step: int = 0
 
@@ -182,6 +183,7 @@ class Loop:
         self.step, self.consumed = step, portion.end
         self.progress.rows += self.arm.train.batch_size
         self.progress.positions += int(total)
+        self.progress.flops += (self.pace.flops or 0.0) * tokens
         self.pace.add(total, tokens, time.perf_counter() - started, self._reader.waited - waited)
         if trouble is None and (step % self.log_every == 0 or step == self.steps):
             learnt = {"loss": loss, "hard": hard, "soft": soft, "learning_rate": rate}
@@ -244,7 +246,7 @@ class Loop:
         self.restore(record["loop"])
         # What was done counts, and what was learnt about the data.
         self.guard.bad, self.omitted = bad, left_out
-        self.progress.rows, self.progress.positions = done.rows, done.positions
+        self.progress.rows, self.progress.positions, self.progress.flops = done.rows, done.positions, done.flops
         kept = len(self.progress.history)
         self.progress.history += [entry for entry in done.history[kept:] if "bad" in entry]
         return self.step

@@ -2,31 +2,8 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from cluster.meter import peak_memory_bytes
 from cluster.peak import peak_of
-from distill_jobs.data.facts import DataFacts
-
-
-def flops_per_token(module: nn.Module, facts: DataFacts) -> float | None:
-    """What training takes for a token (or a row of features): 6 operations for each parameter that is multiplied with.
-
-    Two in the forward pass and two for the gradient of the layer's input, and two more where the parameter is trained
-    (Kaplan et al. 2020, "Scaling Laws for Neural Language Models"). Attention's own products and what is computed
-    twice to save memory are left out, and embeddings, which are looked up. None for images, where parameters are used
-    more than once.
-    """
-    if facts.features == "image":
-        return None
-    used = {
-        id(parameter): parameter
-        for layer in module.modules()
-        if not isinstance(layer, nn.Embedding)
-        for parameter in layer.parameters(recurse=False)
-    }
-    # Under ZeRO-3 a parameter is empty here, and its size with DeepSpeed.
-    return float(sum(getattr(p, "ds_numel", p.numel()) * (6 if p.requires_grad else 4) for p in used.values()))
 
 
 @dataclass

@@ -31,6 +31,7 @@ class Source:
     Attributes:
         rows: samples in an epoch.
         order: the endless sequence of row numbers for a seed.
+        row_bytes: of a row as it is read, on average; 0 where that isn't known.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class Source:
         take: Callable[[np.ndarray], Columns],
         signal: Callable[[Columns, Any, torch.Tensor], TeacherSignal] | None = None,
         order: Callable[[int], Order] | None = None,
+        row_bytes: float = 0.0,
     ) -> None:
+        self.row_bytes = row_bytes
         self.facts, self.rows, self._take, self._signal = facts, rows, take, signal
         self.order = order or partial(Order, rows)
 
@@ -81,7 +84,8 @@ def split_source(data: Folder, split: str, reading: Reading | None = None) -> So
         return Source(facts, 0, lambda _: {})
     table = TableReader(data / split, cache=_cache(data, reading), verify=reading.verify)
     take = partial(table.take, columns=batch_columns(facts))
-    return Source(facts, table.rows, take, order=partial(_order, table, table.prefetch, reading, DataError))
+    order = partial(_order, table, table.prefetch, reading, DataError)
+    return Source(facts, table.rows, take, order=order, row_bytes=_row_bytes(table))
 
 
 def store_source(
@@ -118,7 +122,8 @@ def store_source(
     if not mix:
         own.check_layers(layers)
         take = partial(own.take, soft=soft, columns=names, layers=layers)
-        return Source(own.facts, own.rows, take, own.signal if soft else None, orders[0])
+        read = _row_bytes(own.table if soft else TableReader(data / "train"))
+        return Source(own.facts, own.rows, take, own.signal if soft else None, orders[0], read)
     mixed = MixedStore(stores)
     mixed.check_layers(layers)
     shares = [1.0 - sum(other.share for other in mix), *(other.share for other in mix)]
@@ -195,6 +200,11 @@ def _window(tables: Sequence[TableReader], part_rows: np.ndarray, reading: Readi
             f"{reading.cache_gb:g}: raise it, or lower reading.window_parts"
         )
     return window
+
+
+def _row_bytes(table: TableReader) -> float:
+    size = table.facts.get("bytes")
+    return size / max(1, table.rows) if isinstance(size, int) else 0.0
 
 
 def _cache(folder: Folder, reading: Reading) -> PartCache | None:

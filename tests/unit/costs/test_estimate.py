@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_jobs.costs.estimate import Held, Rates, Sizes, StartUp, Work, predict, stage_of, store_bytes, total
-from distill_jobs.costs.prices import PriceBook
+from distill_jobs.costs.estimate import Held, Work, predict, ranks_of, stage_of, store_bytes, total
+from distill_jobs.costs.rates import Rates, Sizes, StartUp
+from distill_jobs.costs.reckon import Reckoner
 from distill_jobs.spec import Job, parse_job
-from distill_jobs.spec.parts import Costs
+from distill_jobs.spec.costs import Costs
 
-PRICES = PriceBook.load(Costs(override={"cpu_hour": 3.6, "H100_hour": 36.0}))
+PRICES = Reckoner(Costs(override={"cpu_hour": 3.6, "H100_hour": 36.0}, kg_co2e_per_kwh=0.5))
 SIZES = Sizes(
     source_rows=10_000,
     prepare_row_seconds=0.001,
@@ -31,6 +32,8 @@ RATES = Rates(
     student_forward_row_seconds=0.0002,
     bytes_per_row=8,
     positions_per_row=2,
+    teacher_flops=1000.0,
+    student_flops=10.0,
 )
 
 
@@ -67,6 +70,33 @@ def test_by_hand() -> None:
     )
     assert stages["train"].bytes == 40
     assert stages["evaluate"].seconds == pytest.approx(1 + 1000 * 0.0005 + 4 * 1000 * 0.0002)
+
+
+def test_operations_tokens_and_energy_by_hand() -> None:
+    stages = {e.stage: e for e in predict(job(), SIZES, RATES, PRICES, "H100", StartUp(pool=1.0, gang=2.0))}
+    # 8,000 rows of two positions, 2N = 1,000 operations each.
+    assert stages["capture"].usage.tokens == 16_000 and stages["capture"].usage.flops == 16_000 * 1000.0
+    # Two seeds, two arms, 200 steps of 80 rows: three times the forward's operations.
+    assert stages["train"].usage.tokens == 4 * 200 * 80 * 2
+    assert stages["train"].usage.flops == stages["train"].usage.tokens * 30.0
+    assert stages["teacher"].usage.flops == 200 * 80 * 2 * 3000.0
+    # Nine seconds of one H100 at the 700 W of its board, and of one busy core at 4 W.
+    assert stages["capture"].kwh == pytest.approx(9 * (700 + 4) / 3.6e6)
+    assert stages["capture"].kg_co2e == pytest.approx(stages["capture"].kwh * 0.5)
+    plain = stages["capture"].as_dict()
+    assert plain["core_hours"] == pytest.approx(9 / 3600) == plain["device_hours"]
+
+
+def test_a_larger_cluster_is_quicker_and_costs_more() -> None:
+    one, four = (predict(job(), SIZES, RATES, PRICES, "H100", times=times) for times in (1, 4))
+    quicker = {a.stage: (a.seconds, b.seconds) for a, b in zip(one, four, strict=True)}
+    assert all(b <= a for a, b in quicker.values()) and quicker["capture"][1] < quicker["capture"][0]
+    assert total(four).usd > total(one).usd and total(four).usage.flops == total(one).usage.flops
+
+
+def test_a_gang_has_only_ranks_that_share_its_batch() -> None:
+    train = job().student.train
+    assert [ranks_of(train, most) for most in (1, 2, 3, 4, 6, 16, 100)] == [1, 2, 2, 4, 5, 16, 80]
 
 
 def test_a_brought_teacher_is_not_trained() -> None:

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.meter import Usage
+from cluster.power import Part
 from distill_jobs.costs.prices import PriceBook
 from distill_jobs.errors import SpecError
-from distill_jobs.spec.parts import Costs
+from distill_jobs.spec.costs import Costs
 
 
 def book(**costs: object) -> PriceBook:
@@ -50,6 +51,28 @@ def test_money() -> None:
     assert prices.storage(5e9, months=2) == pytest.approx(0.2)
     assert prices.note("H100") is None
     assert "costs.override.other_hour" in str(prices.note("Abacus"))
+
+
+def test_spot_prices(tmp_path: Path) -> None:
+    prices = book(override={"cpu_hour": 0.1, "cpu_spot_hour": 0.03, "H100_hour": 4.0, "H100_spot_hour": 1.0})
+    usage = Usage(core_seconds=3600, device_seconds=3600)
+    assert prices.money(usage, "H100", lambda _: True) == pytest.approx(1.03)
+    assert prices.money(usage, "H100", Costs(spot={"H100": True}).is_spot) == pytest.approx(1.1)
+    assert prices.money(usage, "H100", Costs(spot=False).is_spot) == pytest.approx(4.1)
+    # Without a spot price, the price on demand; and never more than that.
+    assert prices.hour("Abacus", spot=True) == prices.accelerator_price("other")
+    assert book(override={"L4_hour": 0.1}).hour("L4", spot=True) == 0.1
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("cpu_hour: {usd: 1, spot: 0.5}\naccelerator_hour: {H100: 3, L4: {usd: 2, spot: 0.7}}\n")
+    found = book(prices=str(mine))
+    assert (found.hour("CPU", True), found.hour("H100", True), found.hour("L4", True)) == (0.5, 3.0, 0.7)
+    assert found.hour("T4", True) == book().hour("T4", True) < found.hour("T4")
+
+
+def test_what_is_known_to_be_on_a_node_is_priced_by_what_it_is() -> None:
+    prices = book(override={"H100_hour": 3.6, "L4_hour": 0.36, "cpu_hour": 0.0})
+    parts = (Part("a", "H100", seconds=1000.0), Part("b", "L4", seconds=1000.0))
+    assert prices.money(Usage(device_seconds=3000.0, parts=parts), "L4") == pytest.approx(1.0 + 0.1 + 0.1)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), max_size=6))

@@ -29,12 +29,16 @@ class Place:
     world_size: int = 1
     device: str = "cpu"
     leaving: bool = False
+    kept_until: int = 0
 
     def agreed(self, number: int) -> int:
         return number
 
     def must_leave(self) -> bool:
         return self.leaving
+
+    def kept(self) -> None:
+        self.kept_until += 1
 
 
 @dataclass

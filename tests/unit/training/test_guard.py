@@ -12,10 +12,11 @@ from torch import nn
 
 from cluster.peak import peak_flops
 from distill_jobs.data.facts import DataFacts
+from distill_jobs.models.flops import training_flops
 from distill_jobs.spec.train import OnBadStep
 from distill_jobs.training.culprits import SUSPECTS, culprits
 from distill_jobs.training.guard import FEWEST, LARGEST, RECENT, Guard
-from distill_jobs.training.pace import Pace, flops_per_token
+from distill_jobs.training.pace import Pace
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -120,10 +121,10 @@ class _Small(nn.Module):
 def test_a_token_takes_six_operations_a_parameter(tied: bool) -> None:
     module = _Small(tied)
     facts = DataFacts("causal_lm", "documents", "x", sequence_length=4, vocabulary=100)
-    assert flops_per_token(module, facts) == 6 * (64 + 800)
+    assert training_flops(module, facts) == 6 * (64 + 800)
     module.body.weight.requires_grad_(False)
-    assert flops_per_token(module, facts) == 6 * 800 + 4 * 64
-    assert flops_per_token(nn.Conv2d(1, 1, 3), DataFacts("classification", "image", "x")) is None
+    assert training_flops(module, facts) == 6 * 800 + 4 * 64
+    assert training_flops(nn.Conv2d(1, 1, 3), DataFacts("classification", "image", "x")) is None
 
 
 def test_rates_and_the_share_of_the_peak() -> None:
