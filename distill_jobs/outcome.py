@@ -16,7 +16,7 @@ from distill_jobs.judged import intervals_of, tags_of
 from distill_jobs.report.fidelity import sentence
 from distill_jobs.report.findings import finding
 from distill_jobs.store.fidelity.measure import read as read_fidelity
-from distill_jobs.words import count, duration, money, size
+from distill_jobs.words import count, duration, money, size, small
 
 _ARTIFACTS = (
     "spec.yaml",
@@ -96,6 +96,9 @@ def print_summary(context: Context) -> None:
             console.say(f"kept:    {sentence(kept)}")
         places = [f"store:   {workdir}/store, {size(manifest['bytes'])} for {manifest['tokens']:,} positions"]
     uri = context.job.tracking.uri
+    total = context.ledger.totals()
+    how = "measured" if total.kwh_measured >= 0.99 * total.kwh else "for the most part estimated"
+    console.say(f"energy:  {small(total.kwh)} kWh, {small(total.kg_co2e)} kg CO2e, {how}")
     places += [
         f"report:  {workdir}/report.html",
         f"MLflow:  {uri or f'{context.home}/mlflow.db'}",

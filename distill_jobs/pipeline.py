@@ -15,6 +15,7 @@ from cluster.files import Folder
 from cluster.gang import run_gang
 from cluster.meter import Meter, Usage
 from cluster.shards import map_shards
+from distill_jobs.accounts import close_accounts, forward_flops, leave_to_the_unfinished
 from distill_jobs.audit.evaluate import evaluate as evaluate_models
 from distill_jobs.audit.findings import mistakes, refuse_gaps
 from distill_jobs.audit.stage import audit as audit_models
@@ -25,8 +26,6 @@ from distill_jobs.console import Advance
 from distill_jobs.context import Context, Made
 from distill_jobs.costs.ledger import metrics as cost_metrics
 from distill_jobs.costs.ledger import unfinished
-from distill_jobs.costs.options import write_alternatives
-from distill_jobs.costs.reckon import DECLARED
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.prepare import prepare as prepare_data
 from distill_jobs.errors import DistillError, NotReadyError, SpecError
@@ -137,7 +136,7 @@ def train(context: Context) -> None:
     finally:
         # Arms that were committed count, whatever became of the others.
         spent = _settle_arms(context, arms)
-        _leave_to_the_unfinished(context, spent)
+        leave_to_the_unfinished(context, spent)
     if pending:
         now = time.time()
         overhead = usage.beyond(spent)
@@ -153,7 +152,7 @@ def evaluate(context: Context) -> None:
         models |= {arm.name: arm.folder / "model" for arm in arms_of(context.job, context.inputs)}
         evaluation, usage = evaluate_models(context.job, context.session, context.workdir, models, advance)
         made = [context.workdir / "teacher", *(arm.folder for arm in arms_of(context.job, context.inputs))]
-        flops = math.fsum(map(_forward_flops, made)) * evaluation["tokens"]
+        flops = math.fsum(map(forward_flops, made)) * evaluation["tokens"]
         return {"rows": evaluation["rows"], "models": len(models)}, usage + Usage(flops=flops)
 
     context.do("evaluate", context.workdir / "evaluation", work)
@@ -175,7 +174,7 @@ def report(context: Context) -> None:
     def work(advance: Advance) -> tuple[Made, Usage]:
         advance(0, 1)
         with Meter() as meter:
-            _reckon_the_whole(context)
+            close_accounts(context)
             context.workdir.write("report.html", render(context.workdir).encode())
             log_outcome(context)
         return {}, meter.usage
@@ -194,30 +193,6 @@ DO: dict[str, Callable[[Context], None]] = {
     "audit": audit,
     "report": report,
 }
-
-
-def _reckon_the_whole(context: Context) -> None:
-    """Enter what no stage of its own stands for, and price the alternatives."""
-    if context.job.teacher.cost is not None:
-        context.ledger.enter(context.reckoner.declared(context.job.teacher.cost))
-    else:
-        context.ledger.drop(DECLARED)
-    context.ledger.enter(context.reckoner.storage(context.ledger.entries()))
-    write_alternatives(context.job, context.workdir, context.reckoner, context.accelerator)
-
-
-def _forward_flops(folder: Folder) -> float:
-    """Operations of a forward pass over a position, as the stage that made the model has noted; 0 where it hasn't."""
-    record = StageRecord.read(folder)
-    return float((record.made.get("forward_flops") if record else None) or 0.0)
-
-
-def _leave_to_the_unfinished(context: Context, settled: Usage) -> None:
-    """Take what arms that are entered by themselves have used out of the entry of the attempts that didn't end."""
-    known = context.ledger.find(unfinished("train"))
-    if known is not None and settled.wall_seconds:
-        rest = known.usage.beyond(settled)
-        context.enter(known.stage, rest, known.started, known.ended, kind="unfinished")
 
 
 def _require_earlier(context: Context, stage: str) -> None:

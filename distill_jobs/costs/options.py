@@ -66,7 +66,7 @@ def measure(
     if not all(speeds.values()):
         return "no throughput was measured"
     waited = entries["train/start-up"].usd if "train/start-up" in entries else 0.0
-    share = waited / sum(map(len, arms.values()))
+    share = waited / sum(name.rpartition("/")[2].isdigit() for name in entries)
     rows = int(workdir.read_json("store/manifest.json")["rows"])
     hour = kind.cpus_per_actor * reckoner.prices.hour(CPU, job.costs.is_spot(CPU))
     device = kind.accelerator or accelerator or "other"

@@ -68,7 +68,18 @@ def costs(entries: list[dict[str, Any]], total: dict[str, Any]) -> Table:
     # Rows and tokens of different stages are the same data again and again: their sum would say nothing.
     nothing = {**total["usage"], "rows": 0, "tokens": 0}
     rows.append(_cost_row({**total, "usage": nothing}, total["usd"]))
-    headings = ["stage", "wall", "core-hours", "accelerator-hours", "rows", "tokens", "money", "share"]
+    headings = [
+        "stage",
+        "wall",
+        "core-hours",
+        "accelerator-hours",
+        "rows",
+        "tokens",
+        "kWh",
+        "kg CO2e",
+        "money",
+        "share",
+    ]
     return without_empty(Table(headings, rows, last=True))
 
 
@@ -186,6 +197,8 @@ def _cost_row(entry: dict[str, Any], total: float) -> list[str]:
         words.hours(usage["device_seconds"]) if usage["device_seconds"] else "",
         f"{usage['rows']:,}" if usage["rows"] else "",
         f"{usage['tokens']:,}" if usage["tokens"] != usage["rows"] else "",
+        words.small(entry["kwh"]) if entry["kwh"] else "",
+        words.small(entry["kg_co2e"]) if entry["kg_co2e"] else "",
         words.money(entry["usd"]),
         words.percent(entry["usd"] / total, 0) if total else "",
     ]

@@ -15,7 +15,7 @@ from distill_jobs.costs.reckon import Reckoner
 from distill_jobs.errors import DataError
 from distill_jobs.spec.costs import Costs, TeacherCost
 
-seconds = st.floats(0, 1e7)
+seconds = st.integers(0, 10**10).map(lambda milliseconds: milliseconds / 1000)
 counts = st.integers(0, 10**12)
 usages = st.builds(
     Usage,
@@ -29,7 +29,7 @@ usages = st.builds(
     bytes_written=counts,
     flops=seconds,
     wasted_core_seconds=seconds,
-    by_accelerator=st.dictionaries(st.sampled_from(["H100", "L4"]), st.floats(0, 1e6), max_size=2),
+    by_accelerator=st.dictionaries(st.sampled_from(["H100", "L4"]), seconds, max_size=2),
     parts=st.lists(
         st.builds(
             Part,

@@ -10,8 +10,10 @@ import yaml
 from cluster.files import Folder
 from cluster.meter import Usage
 from distill_jobs.costs.ledger import Ledger
+from distill_jobs.costs.reckon import Reckoner
 from distill_jobs.report.plot import Axis, Mark, Plot, Series, Surface
 from distill_jobs.report.svg import INK, MARKER, OTHER, ROLE, STUDENT, TEACHER
+from distill_jobs.spec.costs import Costs
 
 SEEDS = (0, 1, 2)
 HOSTILE = '<script>alert(1)</script>"\'&$x^2$ %{x} <a href="http://evil.test/">x</a>'
@@ -152,13 +154,14 @@ def history(steps: int, start: float, end: float, soft: float, seed: int) -> lis
 
 def _stages(workdir: Folder, seeds: tuple[int, ...]) -> None:
     ledger, clock = Ledger(workdir), 1_790_000_000.0
+    reckoner = Reckoner(Costs(override={"cpu_hour": 0.04}))
     folders = {"prepare": "data", "teacher": "teacher", "capture": "store", "evaluate": "evaluation"}
     arms = [f"{role}/{seed}" for seed in seeds for role in ("student", "baseline")]
     seconds = {"prepare": 11.0, "teacher": 38.0, "capture": 14.0, **dict.fromkeys(arms, 6.5), "train/start-up": 13.0}
     for stage, wall in {**seconds, "evaluate": 12.0}.items():
         rows = 0 if stage == "train/start-up" else 26049
         usage = Usage(core_seconds=wall, cpu_seconds=wall * 0.9, wall_seconds=wall, rows=rows, tokens=rows)
-        ledger.record(stage, usage, wall * 0.04 / 3600, None, clock, clock + wall)
+        ledger.enter(reckoner.entry(stage, usage, None, clock, clock + wall))
         clock += wall
         if stage == "train/start-up":
             continue
