@@ -93,11 +93,13 @@ def price_note(found: Artifacts) -> str:
         f"{words.money(max(0.0, spent - sum(e['usd'] for e in control)))}. "
     )
     try:
-        book = PriceBook.load(Costs.model_validate_json(json.dumps(found.spec.get("costs", {}))))
+        spec = Costs.model_validate_json(json.dumps(found.spec.get("costs", {})))
+        book = PriceBook.load(spec)
     except (SpecError, ValueError):
         return told
     kinds = sorted({kind for e in found.entries if e.get("accelerator") for kind in e["accelerator"].split(", ")})
-    prices = [f"${book.cpu_hour:g} a core-hour"] + [f"${book.accelerator_price(k):g} a {k} hour" for k in kinds]
+    devices = {"core-": "CPU", **{f"{kind} ": kind for kind in kinds}}
+    prices = [f"${book.hour(device, spec.is_spot(device)):g} a {name}hour" for name, device in devices.items()]
     own = "yours for " + ", ".join(book.changed) if book.changed else "list prices to their order of magnitude"
     return f"{told}Counted at {' and '.join(prices)} ({own}; book of {book.as_of}), for what was held, idle or not."
 
