@@ -14,6 +14,7 @@ from conftest import Distill, digits_spec, write_spec
 from cluster.files import Folder
 from cluster.tracked import read_run
 from distill_jobs.comparing import pipeline_of
+from distill_jobs.costs.plan import predicted_against_actual
 from distill_jobs.store.verify import verify
 
 
@@ -87,9 +88,26 @@ def test_totals_are_sums(job: tuple[Path, Path, str]) -> None:
     for what in ("wall_seconds", "core_seconds", "rows"):
         total = math.fsum(entry["usage"][what] for entry in ledger["entries"])
         assert ledger["totals"]["usage"][what] == pytest.approx(total)
-    assert (
-        ledger["totals"]["usd"] == pytest.approx(math.fsum(entry["usd"] for entry in ledger["entries"])) and total > 0
-    )
+    for what in ("usd", "kwh", "kg_co2e", "bytes"):
+        total = math.fsum(entry[what] for entry in ledger["entries"])
+        assert ledger["totals"][what] == pytest.approx(total) and total > 0
+        if what != "bytes":
+            by_node = math.fsum(part[what] for entry in ledger["entries"] for part in entry["parts"])
+            apart = math.fsum(entry[what] for entry in ledger["entries"] if entry["kind"] == "storage")
+            assert by_node + apart == pytest.approx(total)
+    # Every core-second of the stages that run on the cluster is known to be on a node.
+    placed = [entry for entry in ledger["entries"] if entry["stage"] in ("teacher", "capture", "student/0", "evaluate")]
+    assert all(part["node"] for entry in placed for part in entry["parts"])
+
+
+def test_the_plan_was_kept_and_the_alternatives_are_priced(job: tuple[Path, Path, str]) -> None:
+    workdir = job[1]
+    found = predicted_against_actual(Folder(str(workdir)))
+    assert found is not None and all(stage["actual"] for stage in found["stages"].values())
+    assert {"prepare", "teacher", "capture", "train", "evaluate"} == set(found["stages"])
+    priced = read(workdir / "alternatives.json")
+    assert priced["store_or_live"]["students"] == 2 and priced["distil_or_serve"]["teacher_request_usd"] > 0
+    assert {curve["name"] for curve in priced["curves"]} == {"requests", "students", "months"}
 
 
 def test_mlflow_holds_runs_costs_and_usable_models(job: tuple[Path, Path, str], digits: Path) -> None:
@@ -111,6 +129,12 @@ def test_mlflow_holds_runs_costs_and_usable_models(job: tuple[Path, Path, str], 
     [version] = client.search_model_versions(f"run_id = '{runs['student/0'].info.run_id}'")
     assert version.tags["distill.audit"] == parent.data.tags["distill.audit"]
     assert pipeline_of(read_run(uri, parent.info.run_id)).quality["student"]["low"] > 0.3
+    ledger = read(job[1] / "ledger.json")
+    for name in ("usd", "kwh", "kg_co2e"):
+        assert parent.data.metrics[f"cost/{name}"] == pytest.approx(ledger["totals"][name])
+        for entry in ledger["entries"]:
+            if entry["stage"] in runs:
+                assert runs[entry["stage"]].data.metrics[f"cost/{name}"] == pytest.approx(entry[name])
     mlflow.set_tracking_uri(uri)
     model = mlflow.pyfunc.load_model("models:/digits-student/1")
     rows: pd.DataFrame = pq.read_table(digits).to_pandas().head(40)
