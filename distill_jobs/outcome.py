@@ -16,7 +16,7 @@ from distill_jobs.judged import intervals_of, tags_of
 from distill_jobs.report.fidelity import sentence
 from distill_jobs.report.findings import finding
 from distill_jobs.store.fidelity.measure import read as read_fidelity
-from distill_jobs.words import count, duration, money, size, small
+from distill_jobs.words import count, duration, money, significant, size
 
 _ARTIFACTS = (
     "spec.yaml",
@@ -98,7 +98,7 @@ def print_summary(context: Context) -> None:
     uri = context.job.tracking.uri
     total = context.ledger.totals()
     how = "measured" if total.kwh_measured >= 0.99 * total.kwh else "for the most part estimated"
-    console.say(f"energy:  {small(total.kwh)} kWh, {small(total.kg_co2e)} kg CO2e, {how}")
+    console.say(f"energy:  {significant(total.kwh)} kWh, {significant(total.kg_co2e)} kg CO2e, {how}")
     places += [
         f"report:  {workdir}/report.html",
         f"MLflow:  {uri or f'{context.home}/mlflow.db'}",

@@ -48,13 +48,6 @@ def money(usd: float) -> str:
     return f"${usd:.{min(9, 1 - math.floor(math.log10(usd)))}f}"
 
 
-def small(value: float) -> str:
-    """A quantity that may be tiny, such as kWh: two significant digits below ten, no exponent."""
-    if value >= 10 or value <= 0:
-        return f"{value:,.0f}"
-    return f"{value:.{min(9, max(0, 1 - math.floor(math.log10(value))))}f}"
-
-
 def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}{_NB}%"
 
