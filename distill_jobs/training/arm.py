@@ -50,17 +50,18 @@ def _train_arm(rank: Rank, task: TrainTask, arm: Arm, facts: DataFacts, validati
     started = time.time()
     if rank.rank == 0:
         arm.folder.remove(RECORD)
-    each = arm.train.most_workers
+    ranks = arm.train.gang_sizes[-1]
     before: dict[str, dict[str, Any]] = {}
     # The teacher loads while the student is built.
     with (
         live_teacher(rank, task, arm) as asked,
-        Meter(task.cores / each, task.devices / each, rank.gauge) as meter,
+        Meter(task.cores / ranks, task.devices / ranks, rank.gauge) as meter,
     ):
 
         def used() -> dict[str, dict[str, Any]]:
             now = meter.read()
-            now = rank.together(now + _live_held(asked, now.wall_seconds))
+            # The ranks share a live teacher's actors: the first one counts them.
+            now = rank.together(now + _live_held(None if rank.rank else asked, now.wall_seconds))
             return {**before, task.session: (Usage.of(before.get(task.session, {})) + now).as_dict()}
 
         keeper = Keeper(arm.folder / "checkpoints", arm.digest, arm.train.checkpoint, rank, used)
