@@ -6,6 +6,7 @@ from distill_jobs.context import Context
 from distill_jobs.costs.ledger import unfinished
 from distill_jobs.costs.options import write_alternatives
 from distill_jobs.costs.reckon import DECLARED
+from distill_jobs.spec import Job
 from distill_jobs.stage import StageRecord
 
 
@@ -31,3 +32,12 @@ def forward_flops(folder: Folder) -> float:
     """Operations of a forward pass over a position, as the stage that made the model has noted; 0 where it hasn't."""
     record = StageRecord.read(folder)
     return float((record.made.get("forward_flops") if record else None) or 0.0)
+
+
+def live_held(job: Job) -> Usage:
+    """What a live teacher's actors hold each second while students are trained."""
+    kinds = job.capture.crews
+    return Usage(
+        device_seconds=sum(kind.least * kind.gpus_per_actor for kind in kinds),
+        core_seconds=sum(kind.least * kind.cpus_per_actor for kind in kinds),
+    )

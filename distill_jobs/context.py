@@ -122,17 +122,20 @@ class Context:
         return True
 
     @contextmanager
-    def attempt(self, stage: str) -> Iterator[Usage]:
+    def attempt(self, stage: str, beside: Usage | None = None) -> Iterator[Usage]:
         """Within, what the stage uses is known even if it doesn't come to its end; gives what earlier attempts used.
 
         Whoever brings the stage to its end counts those in, and drops their entry.
+
+        Args:
+            beside: what is held each second without being told of, for the budget.
 
         Raises:
             BudgetError: nothing is left of the budget.
         """
         known = self.ledger.find(unfinished(stage))
         self._attempt = (stage, known.usage if known else Usage(), time.time())
-        self.spending.begin(stage, self.ledger.spent())
+        self.spending.begin(stage, self.ledger.spent(), beside)
         try:
             yield self._attempt[1]
         except BaseException:

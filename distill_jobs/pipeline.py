@@ -15,7 +15,7 @@ from cluster.files import Folder
 from cluster.gang import run_gang
 from cluster.meter import Meter, Usage
 from cluster.shards import map_shards
-from distill_jobs.accounts import close_accounts, forward_flops, leave_to_the_unfinished
+from distill_jobs.accounts import close_accounts, forward_flops, leave_to_the_unfinished, live_held
 from distill_jobs.audit.evaluate import evaluate as evaluate_models
 from distill_jobs.audit.findings import mistakes, refuse_gaps
 from distill_jobs.audit.stage import audit as audit_models
@@ -129,7 +129,7 @@ def train(context: Context) -> None:
             first = pending[0]
             reason = f"{len(pending)} of {len(arms)} arms; {status(first.name, first.folder, first.inputs).reason}"
             bar = context.console.bar("train", context.expected.get("train"), reason)
-            with context.attempt("train") as before, bar as advance:
+            with context.attempt("train", live_held(context.job) if live else None) as before, bar as advance:
                 store = None if live else context.workdir / "store"
                 records, held = _train_gang(context, context.job.student.train, tuple(pending), store, advance)
                 usage = held + before + _earlier(records).beyond(before) + _live_teacher(records)

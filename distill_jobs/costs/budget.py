@@ -34,13 +34,17 @@ class Spending:
         self._priced, self.budget, self._keep, self._clock = priced, budget, keep, clock
         self.begin("", 0.0)
 
-    def begin(self, stage: str, settled: float) -> None:
+    def begin(self, stage: str, settled: float, beside: Usage | None = None) -> None:
         """A stage begins, with ``settled`` US dollars spent before it.
+
+        Args:
+            beside: what is held each second beside what will be heard of, such as a live teacher's actors.
 
         Raises:
             BudgetError: nothing is left.
         """
         self._stage, self._settled, self._running = stage, settled, dict[str, Usage]()
+        self._beside = beside or Usage()
         self._kept = self._clock()
         self._check(0.0)
 
@@ -60,13 +64,19 @@ class Spending:
             self._kept = self._clock()
             self._keep(self.usage)
         # What it holds from now on costs as much a second as it did so far.
-        pace = self._priced(usage) / usage.wall_seconds if usage.wall_seconds else 0.0
+        pace = self._usd(usage) / usage.wall_seconds if usage.wall_seconds else 0.0
         self._check(pace * RESERVE_SECONDS)
+
+    def _usd(self, usage: Usage) -> float:
+        seconds, beside = usage.wall_seconds, self._beside
+        return self._priced(usage) + self._priced(
+            Usage(device_seconds=seconds * beside.device_seconds, core_seconds=seconds * beside.core_seconds)
+        )
 
     def _check(self, reserve: float) -> None:
         if self.budget is None:
             return
-        here = math.fsum(map(self._priced, self._running.values()))
+        here = math.fsum(map(self._usd, self._running.values()))
         spent = self._settled + here
         if spent + reserve < self.budget:
             return

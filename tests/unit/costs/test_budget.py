@@ -59,6 +59,15 @@ def test_what_was_spent_before_counts() -> None:
         spending.begin("evaluate", 12.0)
 
 
+def test_what_is_held_beside_counts() -> None:
+    spending = Spending(priced, 100.0)
+    spending.begin("train", 0.0, Usage(core_seconds=3.0))
+    # A gang of one core with three cores of a live teacher beside it: four dollars a second.
+    spending.hear("gang", Usage(core_seconds=14.0, wall_seconds=14.0))
+    with pytest.raises(BudgetError, match=r"\$64\.00 is spent"):
+        spending.hear("gang", Usage(core_seconds=16.0, wall_seconds=16.0))
+
+
 def test_several_pools_of_one_stage_add_up_and_are_kept_now_and_then() -> None:
     time, kept = [0.0], list[Usage]()
     spending = Spending(priced, None, kept.append, lambda: time[0])
