@@ -6,7 +6,7 @@ over several; every estimate says what it rests on.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.meter import Usage
@@ -113,12 +113,15 @@ def stage_of(
     size: float = 0.0,
     note: str = "",
     done: Done | None = None,
+    beside: Held | None = None,
 ) -> StageEstimate:
-    """A stage that does ``work`` one after another, each spread evenly over what it holds."""
+    """A stage that does ``work`` one after another, each spread evenly over what it holds; ``beside`` is held, too."""
     seconds = start_up + math.fsum(piece.amount * piece.seconds for piece in work) / held.count
     said = ", ".join(str(piece) for piece in work if piece.amount)
     basis = f"{said or 'nothing'} on each of {held}, and {start_up:g} s to start{'; ' if note else ''}{note}"
     usage = held.for_seconds(seconds, done or Done())
+    if beside is not None:
+        usage = replace(usage + beside.for_seconds(seconds, Done()), wall_seconds=seconds)
     entry = reckoner.entry(stage, usage, accelerator, 0.0, seconds)
     return StageEstimate(stage, seconds, math.ceil(size), entry.usd, basis, entry.kwh, entry.kg_co2e, usage)
 
@@ -195,7 +198,10 @@ class _Prediction:
         }
         forward = self.rates.student_forward_row_seconds
         size, flops = self.sizes.student_bytes, self.rates.student_flops
-        return self._training("train", self.job.student.train, arms, forward, size, flops)
+        # A live teacher's actors are held beside the students; that they are not beside the baselines is left out.
+        actors = sum(kind.least for kind in self.job.capture.crews) * self.times
+        live = self._actors(actors) if self.job.distill.soft_labels == "live" else None
+        return self._training("train", self.job.student.train, arms, forward, size, flops, live)
 
     @property
     def _live_row(self) -> float:
@@ -233,12 +239,21 @@ class _Prediction:
         size: float = 0,
         note: str = "",
         done: Done | None = None,
+        beside: Held | None = None,
     ) -> StageEstimate:
         seconds = self.wait.pool if start_up is None else start_up
-        return stage_of(stage, work, held, seconds, self.reckoner, self.accelerator, size=size, note=note, done=done)
+        more: dict[str, Any] = {"size": size, "note": note, "done": done, "beside": beside}
+        return stage_of(stage, work, held, seconds, self.reckoner, self.accelerator, **more)
 
     def _training(
-        self, stage: str, train: Train, arms: dict[str, tuple[int, float]], forward: float, size: int, flops: float
+        self,
+        stage: str,
+        train: Train,
+        arms: dict[str, tuple[int, float]],
+        forward: float,
+        size: int,
+        flops: float,
+        beside: Held | None = None,
     ) -> StageEstimate:
         """A gang that trains ``arms`` (name: how many models, seconds of a row), one model after another.
 
@@ -258,7 +273,9 @@ class _Prediction:
         held = Held(workers, train.cpus_per_worker, train.gpus_per_worker)
         done = self._done(models * steps * train.batch_size, 3 * flops)
         note = f"{models} × {steps:,} steps{stopping}"
-        return self._stage(stage, work, held, start_up=self.wait.gang, size=models * size, note=note, done=done)
+        return self._stage(
+            stage, work, held, start_up=self.wait.gang, size=models * size, note=note, done=done, beside=beside
+        )
 
 
 def store_bytes(rows: int, bytes_per_row: float, row_bytes: float) -> int:

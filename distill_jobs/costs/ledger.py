@@ -11,6 +11,7 @@ An entry has the attributes of ``Entry``; ``usage`` those of ``cluster.meter.Usa
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -112,14 +113,14 @@ class Ledger:
     """The entries of one workdir.
 
     Args:
-        grid: what is told of the electricity beside the entries.
+        grid: gives what is told of the electricity beside the entries.
 
     Raises:
         DataError: there is a ``ledger.json`` that can't be read; told at once, before anything is spent.
     """
 
-    def __init__(self, workdir: Folder, grid: dict[str, Any] | None = None) -> None:
-        self.workdir, self.grid = workdir, grid
+    def __init__(self, workdir: Folder, grid: Callable[[], dict[str, Any] | None] = lambda: None) -> None:
+        self.workdir, self._grid = workdir, grid
         self.entries()
 
     def entries(self) -> list[Entry]:
@@ -167,7 +168,7 @@ class Ledger:
             {
                 "schema_version": SCHEMA,
                 "currency": "USD",
-                "grid": self.grid,
+                "grid": self._grid(),
                 "entries": [e.as_dict() for e in by_stage.values()],
                 "totals": total(list(by_stage.values())).as_dict(),
             },

@@ -48,7 +48,7 @@ def plan_of(
         "within": WITHIN,
         "spot": job.costs.spot,
         "prices": reckoner.prices.as_dict(),
-        "grid": reckoner.told,
+        "grid": reckoner.told(),
         "accelerator": accelerator,
         **_both(stages),
         "storage": {"bytes": kept, "months": months, "usd": reckoner.prices.storage(kept, months)},

@@ -27,7 +27,8 @@ class Reckoner:
 
     def __init__(self, costs: Costs) -> None:
         self.costs, self.prices = costs, PriceBook.load(costs)
-        self.grid = Grid.of(costs)
+        if costs.country is not None:
+            self.grid  # noqa: B018  # a wrong one is told at once
 
     def money(self, usage: Usage, accelerator: str | None) -> float:
         """US dollars for what was held."""
@@ -95,6 +96,10 @@ class Reckoner:
         )  # fmt: skip
 
     @cached_property
+    def grid(self) -> Grid:
+        """The electricity; looked up when it is first needed, since reading its tables takes a second."""
+        return Grid.of(self.costs)
+
     def told(self) -> dict[str, Any]:
         """The electricity, for the ledger."""
         return asdict(self.grid)

@@ -94,6 +94,15 @@ def test_a_larger_cluster_is_quicker_and_costs_more() -> None:
     assert total(four).usd > total(one).usd and total(four).usage.flops == total(one).usage.flops
 
 
+def test_a_live_teachers_actors_are_held_beside_the_students() -> None:
+    stored, live = (
+        predict(job(distill={"soft_labels": how}), SIZES, RATES, PRICES, "H100") for how in ("store", "live")
+    )
+    one, other = (next(e for e in stages if e.stage == "train") for stages in (stored, live))
+    assert one.usage.device_seconds == 0 and other.usage.device_seconds == pytest.approx(other.seconds)
+    assert other.usd > one.usd and "capture" not in [e.stage for e in live]
+
+
 def test_a_gang_has_only_ranks_that_share_its_batch() -> None:
     train = job().student.train
     assert [ranks_of(train, most) for most in (1, 2, 3, 4, 6, 16, 100)] == [1, 2, 2, 4, 5, 16, 80]
