@@ -42,6 +42,7 @@ class Context:
         self.expected: dict[str, float] = {}
         self._open = ExitStack()
         self._runs: dict[str, Run] = {}
+        self._accelerator: str | None = None
         self._attempt: tuple[str, Usage, float] = ("", Usage(), 0.0)
 
     def __enter__(self) -> Self:
@@ -67,10 +68,12 @@ class Context:
         require_all(self.job, session)
         return session
 
-    @cached_property
+    @property
     def accelerator(self) -> str | None:
         """Ray's name of the cluster's accelerator: what device-seconds count as where their type isn't known."""
-        return self.session.accelerator()
+        # A cluster that grows may have its first only later.
+        self._accelerator = self._accelerator or self.session.accelerator()
+        return self._accelerator
 
     def priced(self, usage: Usage) -> float:
         """US dollars for what was held."""
@@ -106,6 +109,7 @@ class Context:
             record = StageRecord.read(folder)
             if record and not self.ledger.has(stage):  # Killed between the record and the ledger.
                 self.settle(record, Usage.of(record.usage), folder, model)
+            self.ledger.drop(unfinished(stage))
             self.console.skipped(found)
             return False
         started = time.time()

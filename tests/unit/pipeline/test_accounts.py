@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -45,7 +46,7 @@ def opened(path: Path, database: str, **costs: object) -> Context:
     }
     context = Context(parse_job(tree), Console(Rich(file=io.StringIO())))
     # What needs a cluster is only asked for its accelerators here.
-    context.__dict__["accelerator"] = None
+    context.__dict__["session"] = SimpleNamespace(accelerator=lambda: None)
     return context
 
 
