@@ -65,6 +65,8 @@ class Post(Protocol):
 
     def asked(self) -> bool: ...
 
+    def kept(self, left: bool = False) -> None: ...
+
 
 class Rank:
     """What the function knows of its place. ``torch.distributed`` is initialised (gloo on CPUs, nccl on GPUs).

@@ -6,7 +6,9 @@ run tune/best.yaml`` trains the winner with all seeds and evaluates it there.
 
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ from cluster.meter import Usage
 from cluster.sweep import Book, Halving, Sweep, Trial, run_sweep
 from distill_jobs.console import Advance
 from distill_jobs.context import Context, Made
-from distill_jobs.costs.ledger import Entry
 from distill_jobs.costs.ledger import metrics as cost_metrics
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.errors import DataError, DistillError, SpecError, TrainingError
@@ -103,6 +104,8 @@ class Tuning:
         self.accelerator: str | None = None
         self.books: list[Book] = []
         self.shares: dict[str, float] = {}
+        self.spent: dict[str, Usage] = {}
+        self.seconds: Callable[[], float] = lambda: 0.0
         self.total = 0
         self.advance: Advance = lambda *_: None
 
@@ -115,6 +118,10 @@ class Tuning:
         def seconds() -> float:
             return float(before + time.time() - started)
 
+        self.seconds = seconds
+        # The trials of earlier calls are among those that are heard of.
+        known = self.context.ledger.find("tune")
+        self.context.spending.begin("tune", self.context.ledger.spent() - (known.usd if known else 0.0))
         try:
             student, baseline = self._rounds()
         except BaseException:
@@ -192,6 +199,7 @@ class Tuning:
         )
         self.books.append(book)
         for trial in book.trials():
+            self.spent[trial.name] = Usage.of(trial.usage)
             if trial.state != "begun":
                 self.shares[trial.name] = 1.0
         return run_sweep(
@@ -215,14 +223,17 @@ class Tuning:
             run.params(space.settings(own))
         for entry in log:
             run.metrics({f"train/{key}": value for key, value in entry.items() if key != "step"}, entry["step"])
+        self.spent[trial.name] = Usage.of(trial.usage)
+        held = replace(sum(self.spent.values(), Usage()), wall_seconds=self.seconds())
+        context.spending.hear("trials", held, entered=True)
         share = trial.curve[-1]["share"] if trial.curve else 0.0
         self.shares[trial.name] = share if trial.state == "begun" else 1.0
         self.advance(sum(self.shares.values()), self.total, trial.name)
         if trial.state == "begun":
             return
         usage = Usage.of(trial.usage)
-        spent = cost_metrics(Entry(name, usage, self._price(usage), self.accelerator, trial.started, trial.ended))
-        run.metrics({f"quality/validation_{self.metric}": trial.score, **spent})
+        entry = context.reckoner.entry(name, usage, self.accelerator, trial.started, trial.ended)
+        run.metrics({f"quality/validation_{self.metric}": trial.score, **cost_metrics(entry)})
         run.tags({"distill.trial": trial.state.upper(), **({"distill.why": trial.why} if trial.why else {})})
         context.end(name, "FAILED" if trial.state == "failed" else "FINISHED")
         with suppress(FileError):  # it may still be writing: the whole folder goes at the end
@@ -245,7 +256,7 @@ class Tuning:
             capture_usd=sum(captured) if captured else None,
         )
         usage = outcome.usage
-        outcome.write(self.folder, self._price)
+        outcome.write(self.folder, self.context.priced)
         self._log_files()
         (self.work_folder / "arms").clear()
         states = [trial.state for trial in outcome.trials]
@@ -269,10 +280,7 @@ class Tuning:
         """What has been spent by now is in the ledger whatever becomes of the rest."""
         trials = [trial for book in self.books for trial in book.trials()]
         usage = used(trials, seconds)
-        self.context.ledger.record("tune", usage, self._price(usage), self.accelerator, started, time.time())
-
-    def _price(self, usage: Usage) -> float:
-        return self.context.prices.money(usage, self.accelerator)
+        self.context.enter("tune", usage, started, time.time())
 
     def _log_files(self) -> None:
         run = self.context.tracked("tune")

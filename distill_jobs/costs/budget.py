@@ -44,22 +44,27 @@ class Spending:
             BudgetError: nothing is left.
         """
         self._stage, self._settled, self._running = stage, settled, dict[str, Usage]()
+        self._entered = set[str]()
         self._beside = beside or Usage()
         self._kept = self._clock()
         self._check(0.0)
 
     @property
     def usage(self) -> Usage:
-        """What the stage has used so far."""
-        return sum(self._running.values(), Usage())
+        """What the stage has used so far, and nobody else enters in the ledger."""
+        return sum((used for name, used in self._running.items() if name not in self._entered), Usage())
 
-    def hear(self, name: str, usage: Usage) -> None:
+    def hear(self, name: str, usage: Usage, *, entered: bool = False) -> None:
         """A map or gang has used so much by now.
+
+        Args:
+            entered: whether whoever tells it enters it in the ledger.
 
         Raises:
             BudgetError: with what goes on until it has stopped, the budget would be exceeded.
         """
         self._running[name] = usage
+        self._entered |= {name} if entered else set()
         if self._clock() - self._kept >= _KEEP_SECONDS:
             self._kept = self._clock()
             self._keep(self.usage)
