@@ -232,8 +232,8 @@ class Tuning:
         if trial.state == "begun":
             return
         usage = Usage.of(trial.usage)
-        entry = context.reckoner.entry(name, usage, self.accelerator, trial.started, trial.ended)
-        run.metrics({f"quality/validation_{self.metric}": trial.score, **cost_metrics(entry)})
+        reckoned = context.reckoner.entry(name, usage, self.accelerator, trial.started, trial.ended)
+        run.metrics({f"quality/validation_{self.metric}": trial.score, **cost_metrics(reckoned)})
         run.tags({"distill.trial": trial.state.upper(), **({"distill.why": trial.why} if trial.why else {})})
         context.end(name, "FAILED" if trial.state == "failed" else "FINISHED")
         with suppress(FileError):  # it may still be writing: the whole folder goes at the end
