@@ -16,7 +16,7 @@ from distill_jobs.judged import intervals_of, tags_of
 from distill_jobs.report.fidelity import sentence
 from distill_jobs.report.findings import finding
 from distill_jobs.store.fidelity.measure import read as read_fidelity
-from distill_jobs.words import count, duration, money, significant, size
+from distill_jobs.words import count, duration, money, percent, significant, size
 
 _ARTIFACTS = (
     "spec.yaml",
@@ -97,8 +97,9 @@ def print_summary(context: Context) -> None:
         places = [f"store:   {workdir}/store, {size(manifest['bytes'])} for {manifest['tokens']:,} positions"]
     uri = context.job.tracking.uri
     total = context.ledger.totals()
-    how = "measured" if total.kwh_measured >= 0.99 * total.kwh else "for the most part estimated"
-    console.say(f"energy:  {significant(total.kwh)} kWh, {significant(total.kg_co2e)} kg CO2e, {how}")
+    measured = percent(total.kwh_measured / total.kwh, 0) if total.kwh_measured else "nothing"
+    told = f"{significant(total.kwh)} kWh, {significant(total.kg_co2e)} kg CO2e"
+    console.say(f"energy:  {told}; {measured} of it measured, the rest estimated")
     places += [
         f"report:  {workdir}/report.html",
         f"MLflow:  {uri or f'{context.home}/mlflow.db'}",
