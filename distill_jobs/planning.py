@@ -150,4 +150,6 @@ def _probe(job: Job, inputs: Inputs, session: Session) -> tuple[dict[str, Any], 
         worker = ProbeWorker(job, workdir / "data" if prepared else None, workdir / "teacher/model" if taught else None)
         crew = crew_of(job.capture.crews[0], lambda: worker, alone=True)
         report = map_shards(session, crew, [scratch], on_result, retries=0, fatal=(DistillError,), what="probe")
-    return found, report.usage
+    held = report.usage
+    found["rates"]["busy_share"] = min(1.0, held.cpu_seconds / held.core_seconds) if held.core_seconds else 1.0
+    return found, held

@@ -63,13 +63,13 @@ class Held:
     cpus: float
     gpus: float = 0.0
 
-    def for_seconds(self, seconds: float, done: "Done") -> Usage:
-        """The usage of holding them that long, every core busy."""
+    def for_seconds(self, seconds: float, done: "Done", busy: float = 1.0) -> Usage:
+        """The usage of holding them that long, ``busy`` of the cores' time burnt."""
         cores = seconds * self.count * self.cpus
         return Usage(
             device_seconds=seconds * self.count * self.gpus,
             core_seconds=cores,
-            cpu_seconds=cores,
+            cpu_seconds=busy * cores,
             wall_seconds=seconds,
             rows=done.rows,
             tokens=done.tokens,
@@ -114,14 +114,15 @@ def stage_of(
     note: str = "",
     done: Done | None = None,
     beside: Held | None = None,
+    busy: float = 1.0,
 ) -> StageEstimate:
     """A stage that does ``work`` one after another, each spread evenly over what it holds; ``beside`` is held, too."""
     seconds = start_up + math.fsum(piece.amount * piece.seconds for piece in work) / held.count
     said = ", ".join(str(piece) for piece in work if piece.amount)
     basis = f"{said or 'nothing'} on each of {held}, and {start_up:g} s to start{'; ' if note else ''}{note}"
-    usage = held.for_seconds(seconds, done or Done())
+    usage = held.for_seconds(seconds, done or Done(), busy)
     if beside is not None:
-        usage = replace(usage + beside.for_seconds(seconds, Done()), wall_seconds=seconds)
+        usage = replace(usage + beside.for_seconds(seconds, Done(), busy), wall_seconds=seconds)
     entry = reckoner.entry(stage, usage, accelerator, 0.0, seconds)
     return StageEstimate(stage, seconds, math.ceil(size), entry.usd, basis, entry.kwh, entry.kg_co2e, usage)
 
@@ -242,7 +243,8 @@ class _Prediction:
         beside: Held | None = None,
     ) -> StageEstimate:
         seconds = self.wait.pool if start_up is None else start_up
-        more: dict[str, Any] = {"size": size, "note": note, "done": done, "beside": beside}
+        busy = self.rates.busy_share
+        more: dict[str, Any] = {"size": size, "note": note, "done": done, "beside": beside, "busy": busy}
         return stage_of(stage, work, held, seconds, self.reckoner, self.accelerator, **more)
 
     def _training(

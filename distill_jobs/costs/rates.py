@@ -16,6 +16,7 @@ class Rates:
         student_forward_row_seconds: the student's bare forward.
         bytes_per_row: of soft targets in the store.
         positions_per_row: positions in a row.
+        busy_share: processor time burnt / core-seconds held, of the probe itself.
         teacher_flops, student_flops: floating-point operations of a forward pass over a position; 0 where no formula
             gives them.
     """
@@ -30,6 +31,7 @@ class Rates:
     positions_per_row: int
     teacher_flops: float = 0.0
     student_flops: float = 0.0
+    busy_share: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as they come from an actor."""

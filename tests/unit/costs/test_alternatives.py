@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_jobs.costs import alternatives as priced
@@ -59,6 +59,7 @@ def test_distil_or_serve_by_hand() -> None:
     assert priced.serve_alone_usd(M, 1e6) == pytest.approx(15 + 10)
 
 
+@settings(deadline=None)
 @given(some)
 def test_the_options_cost_the_same_where_they_break_even(m: Measured) -> None:
     if (students := priced.break_even_students(m)) is not None:
@@ -70,6 +71,7 @@ def test_the_options_cost_the_same_where_they_break_even(m: Measured) -> None:
         assert priced.serve_student_usd(m, requests) == pytest.approx(priced.serve_teacher_usd(m, requests), rel=1e-5)
 
 
+@settings(deadline=None)
 @given(some)
 def test_curves_reach_beyond_their_break_even(m: Measured) -> None:
     for curve in priced.curves(m):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.meter import Usage
@@ -75,6 +75,7 @@ def test_what_is_known_to_be_on_a_node_is_priced_by_what_it_is() -> None:
     assert prices.money(Usage(device_seconds=3000.0, parts=parts), "L4") == pytest.approx(1.0 + 0.1 + 0.1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), max_size=6))
 def test_money_adds_up(pieces: list[tuple[float, float]]) -> None:
     prices = book()
