@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_cases import CLASSES, LENGTH, lm_facts, make_data, make_store, table_facts
 
@@ -34,6 +34,7 @@ CODING = FeatureCoding(("layers.0", "layers.1"), width=4, bits=8)
 HIDDEN = {"layers.0": 6, "layers.1": 4}
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**20),
     bits=st.sampled_from([8, 16]),
