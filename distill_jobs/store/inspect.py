@@ -9,6 +9,7 @@ from torch import Tensor
 from cluster.files import Folder
 from distill_jobs.data.tokenizer import open_tokenizer
 from distill_jobs.errors import DistillError
+from distill_jobs.store.codecs import bytes_per_position
 from distill_jobs.store.plan import StorePlan, workdir_of
 from distill_jobs.store.quarantine import QUARANTINE, few_of
 from distill_jobs.store.reader import LogitStore, open_parts, read_manifest
@@ -52,6 +53,7 @@ def describe(folder: Folder, samples: int = 3, data: Folder | None = None) -> di
         "codec": plan.codec,
         "seed": plan.seed,
         "bytes_per_position": plan.bytes_per_position,
+        "codec_bytes": bytes_per_position(plan.make_codec(), plan.classes),
     }
     if not table.rows:
         return page
@@ -86,7 +88,7 @@ def render(page: dict[str, Any]) -> str:
         f"rows          {page['rows']:,} in {page['parts']:,} parts, {page['tokens']:,} tokens",
         *_quarantine_lines(page),
         f"classes       {page['classes']:,} (teacher's logits padded to {page['padded']:,})",
-        f"codec         {page['codec']['name']}{f' ({codec})' if codec else ''}: {page['bytes_per_position']:,} bytes "
+        f"codec         {page['codec']['name']}{f' ({codec})' if codec else ''}: {page['codec_bytes']:,} bytes "
         f"a position; seed {page['seed']}",
     ]
     lines += [f"{'features' if n == 0 else '':<14}{told}" for n, told in enumerate(page.get("features", ()))]
@@ -121,7 +123,7 @@ def _quarantine_lines(page: dict[str, Any]) -> list[str]:
     ]
 
 
-_ON_DISK = {"target": "soft target", "data": "input ids, other data", "framing": "Arrow's framing"}
+_ON_DISK = {"target": "soft target, features", "data": "input ids, other data", "framing": "Arrow's framing"}
 
 
 def _on_disk(page: dict[str, Any], positions: int, columns: dict[str, np.ndarray]) -> dict[str, int]:
