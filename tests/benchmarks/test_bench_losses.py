@@ -103,19 +103,19 @@ def table(study: Study, book: Book, settings: dict[str, Setting], seeds: int, te
         soft = settings[arm].alpha > 0
         warm = soft and arm != NO_TEMPERATURE
         told = [arm, f"{settings[arm].temperature:g}" if warm else "", f"{settings[arm].alpha:g}" if soft else ""]
-        for name, shown, scale, better in ((LOG_LOSS, "{:.4f}", 1, -1), (ACCURACY, "{:.2f} %", 100, 1)):
+        for name, digits, unit, scale, better in ((LOG_LOSS, 4, "", 1, -1), (ACCURACY, 2, " %", 100, 1)):
             own = sums(arm, name)
-            told.append(shown.format(scale * own.mean(axis=0).sum() / weights.sum()))
+            told.append(f"{scale * own.mean(axis=0).sum() / weights.sum():.{digits}f}{unit}")
             gain = [scale * each for each in paired_gain(own, sums(PLAIN, name), weights)]
-            told.append(verdict(*gain, better) if soft else "")
+            told.append(verdict(*gain, better, digits) if soft else "")
         lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines)
 
 
-def verdict(point: float, low: float, high: float, better: int) -> str:
+def verdict(point: float, low: float, high: float, better: int, digits: int) -> str:
     """The difference with its interval, and in words what can be said of it."""
     says = "no difference seen" if low <= 0 <= high else "better" if point * better > 0 else "worse"
-    return f"{point:+.4f} [{low:+.4f}, {high:+.4f}], {says}"
+    return f"{point:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}], {says}"
 
 
 @pytest.fixture
