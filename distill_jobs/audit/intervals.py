@@ -74,16 +74,16 @@ class Estimate:
 
     def spread(self) -> tuple[float, float]:
         """The standard error of ``value`` and its degrees of freedom; NaN where there is too little to say."""
-        seeds, n = len(self.point), self.units
-        if n < 2 or not np.isfinite(self.drawn).all():
+        seeds, n, drawn = len(self.point), self.units, with_some(self.drawn)
+        if n < 2 or not len(drawn) or not np.isfinite(self.point).all():
             return math.nan, math.nan
-        mean = self.drawn.mean(axis=1)
+        mean = drawn.mean(axis=1)
         # Resampling n units shows (n-1)/n of their variance.
         of_units = float(mean.var(ddof=1)) * n / (n - 1)
         if seeds == 1:
             return math.sqrt(of_units), float(n - 1)
         of_seeds = float(self.point.var(ddof=1)) / seeds
-        deviations = (self.drawn - mean[:, None]).var(axis=0, ddof=1).sum() * n / (n - 1)
+        deviations = (drawn - mean[:, None]).var(axis=0, ddof=1).sum() * n / (n - 1)
         of_both = float(deviations) / (seeds - 1) / seeds
         whole = max(of_seeds + of_units - of_both, of_units)
         if whole == 0:
@@ -122,12 +122,18 @@ class Estimate:
         return {**dict(zip(("value", "low", "high"), ends, strict=True)), "level": LEVEL}
 
 
+def with_some(drawn: np.ndarray) -> np.ndarray:
+    """The resamples [R, …] that hold anything to count; none where more than 1 in 100 does not."""
+    finite = np.isfinite(drawn).all(axis=tuple(range(1, drawn.ndim)))
+    return drawn[finite] if finite.sum() >= _MOST_FILLED * len(drawn) else drawn[:0]
+
+
 def nothing(why: str) -> dict[str, Any]:
     """An estimate that can't be had."""
     return {"value": None, "low": None, "high": None, "level": LEVEL, "why": why}
 
 
-_FAR = 1e6
+_FAR, _MOST_FILLED = 1e6, 0.99
 Statistic = Callable[[np.ndarray], np.ndarray]
 """A number ≥ 0 from K parts: [..., K, S] to [..., S]."""
 
@@ -146,8 +152,8 @@ def folded(statistic: Statistic, point: np.ndarray, drawn: np.ndarray, units: in
         point: the parts, [K, S], around a common mean of 0 where only their differences matter.
         drawn: the parts of every resample, [R, K, S].
     """
-    noise = drawn - point
-    value = statistic(point)
+    drawn = with_some(drawn)
+    noise, value = drawn - point, statistic(point)
     # So far apart that no resample changes a sign or which is largest.
     each = (Estimate(value, statistic(scale * point + noise), units) for scale in (1.0, _FAR))
     found = max(each, key=lambda one: one.interval()[1])

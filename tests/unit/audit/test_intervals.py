@@ -129,8 +129,20 @@ def test_noise_is_taken_off_what_cannot_be_negative() -> None:
     assert found["debiased"] == pytest.approx(found["value"], abs=0.02)  # Far from 0 noise adds nothing.
 
 
+def test_a_few_documents_have_an_interval() -> None:
+    """Some resamples of six documents are empty; they are left out."""
+    values = np.random.default_rng(10).normal(3.0, 1.0, (6, 1))
+    found = Resampler(6, draws=4000).ratio(values, np.ones(6))
+    assert not np.isfinite(found.drawn).all()
+    low, high = found.interval()
+    half = stats.t.ppf(0.975, 5) * values.std(ddof=1) / math.sqrt(6)
+    assert high - low == pytest.approx(2 * half, rel=0.35)
+
+
 def test_too_few_units_give_no_bounds_and_say_so() -> None:
     found = Resampler(1).ratio(np.array([[1.0]]), np.ones(1)).as_dict()
     assert found["value"] == 1.0 and found["low"] is None and "too few" in found["why"]
+    spans = folded(lambda parts: np.ptp(parts, axis=-2), np.ones((2, 1)), np.full((200, 2, 1), np.nan), 1)
+    assert spans["low"] is None and spans["why"]
     nothing = Resampler(5).ratio(np.zeros((5, 1)), np.zeros(5)).as_dict()
     assert nothing["value"] is None and nothing["why"]
