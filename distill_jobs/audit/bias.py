@@ -80,10 +80,13 @@ class Bias:
 
     def _groups(self, column: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
+        most = np.inf if self.language else 1.0
         for value, rows in self.measures.rows_by(column).items():
             arms = {}
             for role in self.arms:
-                told = {what: self._of(role, what, column, value).as_dict(least=0.0) for what in self.metrics}
+                told = {
+                    what: self._of(role, what, column, value).as_dict(least=0.0, most=most) for what in self.metrics
+                }
                 if self.language:
                     told["perplexity"] = self._of(role, "nll", column, value).as_dict(_perplexity, least=0.0)
                 arms[role] = told

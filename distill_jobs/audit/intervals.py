@@ -111,9 +111,13 @@ class Estimate:
 
         Args:
             shape: a rising function for all three (``exp`` makes a perplexity of a mean log-likelihood).
-            least, most: what the statistic can be; bounds are cut there.
+            least, most: what the statistic can be; bounds are cut there. Where a rate is 0 or 1 in all units, so that
+                nothing varies, they are those of Clopper and Pearson (1934).
         """
         low, high = self.interval()
+        if low == high and (least, most) == (0.0, 1.0) and self.value in (0.0, 1.0):
+            end = ((1 - LEVEL) / 2) ** (1 / self.units)
+            low, high = (0.0, 1.0 - end) if self.value == 0 else (end, 1.0)
         if not math.isfinite(self.value):
             return nothing("there is nothing to count here")
         if not math.isfinite(low):

@@ -38,7 +38,7 @@ class Negative:
         found: dict[str, Any] = {
             "positions": positions,
             "mistakes": mistakes,
-            "rate": rate.as_dict(least=0.0),
+            "rate": rate.as_dict(least=0.0, most=1.0),
             "small": mistakes < self.least,
             "arms": {},
         }

@@ -139,6 +139,15 @@ def test_a_few_documents_have_an_interval() -> None:
     assert high - low == pytest.approx(2 * half, rel=0.35)
 
 
+def test_a_rate_of_all_or_none_is_not_certain() -> None:
+    """195 of 195: Clopper and Pearson's lower end."""
+    found = Resampler(195).ratio(np.ones((195, 3)), np.ones(195)).as_dict(least=0.0, most=1.0)
+    assert (found["value"], found["high"]) == (1.0, 1.0)
+    assert found["low"] == pytest.approx(stats.binomtest(195, 195).proportion_ci(0.95).low)
+    none = Resampler(195).ratio(np.zeros((195, 1)), np.ones(195)).as_dict(least=0.0, most=1.0)
+    assert none["low"] == 0 and none["high"] == pytest.approx(stats.binomtest(0, 195).proportion_ci(0.95).high)
+
+
 def test_too_few_units_give_no_bounds_and_say_so() -> None:
     found = Resampler(1).ratio(np.array([[1.0]]), np.ones(1)).as_dict()
     assert found["value"] == 1.0 and found["low"] is None and "too few" in found["why"]
