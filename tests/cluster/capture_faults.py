@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 
 from cluster.errors import FileError, TransientFileError
@@ -38,10 +39,12 @@ MOMENTS = ("begun", "before", "middle", "between", "after")
 record, and after the record, before anybody was told."""
 
 
-def make_job(folder: Path, rows: int = 600, per_part: int = 60, **capture_spec: Any) -> Job:
-    """Prepared rows of two columns and a saved teacher, ready to be captured."""
+def make_job(folder: Path, rows: int = 600, per_part: int = 60, far_off: int = 0, **capture_spec: Any) -> Job:
+    """The spec of a job, and its rows of two columns; every ``far_off``-th is far from all others."""
     rng = np.random.default_rng(0)
     columns = {"x": rng.normal(size=rows), "y": rng.normal(size=rows), "label": rng.integers(0, 3, rows)}
+    if far_off:
+        columns["x"][::far_off] = 1000.0
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), folder / "rows.parquet")
     train = {"steps": 1, "batch_size": 4}
@@ -65,12 +68,20 @@ def make_job(folder: Path, rows: int = 600, per_part: int = 60, **capture_spec: 
     return parse_job(tree)
 
 
-def make_ready(job: Job, session: Session) -> Folder:
-    """Prepare the job's data and save a fresh teacher; the workdir."""
+def make_ready(job: Job, session: Session, overflows: bool = False) -> Folder:
+    """Prepare the job's data and save a fresh teacher; the workdir.
+
+    Args:
+        overflows: the teacher's numbers leave the range of fp32 on rows that are far from all others.
+    """
     workdir = Folder(job.workdir)
     prepare(job, session, workdir, lambda *_: None)
     facts = DataFacts.load(workdir / "data")
     teacher = build_model(job.teacher.model, facts, seed=0)
+    if overflows:
+        first, *_, last = (p for p in teacher.parameters() if p.ndim == 2)
+        with torch.no_grad():
+            first[0, 0], last[:, 0] = 1e38, 0.0  # infinity times nothing
     save_model(teacher, workdir / "teacher" / "model", facts, workdir / "data")
     return workdir
 
@@ -93,6 +104,8 @@ class FaultyWorker(CaptureWorker):
 
     def run(self, shard: int | str) -> dict[str, Any]:
         self.part = shard if isinstance(shard, int) else -1
+        with open(self.plan_folder.parent / "attempts", "a") as begun:
+            begun.write(f"{self.part}\n")
         time.sleep(float(os.environ.get(PACE, "0")))
         self.meet("begun")
         if self.take("leave"):
