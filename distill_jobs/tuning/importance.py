@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cluster.sweep import Trial
+from distill_jobs.tuning.estimates import Estimate, estimates
 
 LEVEL = 0.95
 FEWEST, FEWEST_EACH = 10, 4
@@ -17,8 +18,8 @@ def importance(trials: Sequence[Trial], space: Mapping[str, Any], seed: int = 0,
     """Each parameter's share, with its interval from a bootstrap over trials.
 
     A random forest is fitted to the scores, and its variance over the space is split among the parameters (Hutter,
-    Hoos & Leyton-Brown 2014). Only trials that came to their end count: another's score is of less training. Shares
-    are divided by the sum over all parameters, so that what they do together is left out.
+    Hoos & Leyton-Brown 2014). Trials that were ended early count with the score carried on to their end. Shares are
+    divided by the sum over all parameters, so that what they do together is left out.
 
     Args:
         trials: of one role.
@@ -27,15 +28,15 @@ def importance(trials: Sequence[Trial], space: Mapping[str, Any], seed: int = 0,
     Returns:
         ``parameters``: by name ``{"value", "low", "high", "level"}``; where there are too few trials nulls and ``why``.
     """
-    told = [trial for trial in trials if trial.state == "finished" and trial.parameters.keys() == space.keys()]
+    told = estimates(trials, set(space))
     need = max(FEWEST, FEWEST_EACH * len(space))
     found: dict[str, Any] = {"method": "fANOVA", "trials": len(told), "needed": need}
     if len(space) == 1:
         return {**found, "parameters": _nothing(space, "only one setting was searched")}
     if len(told) < need:
-        why = f"{len(told)} trials came to their end; the importance of {len(space)} settings takes {need}"
+        why = f"the importance of {len(space)} settings takes {need} trials, and there are {len(told)}"
         return {**found, "parameters": _nothing(space, why)}
-    if np.ptp([float(trial.score or 0.0) for trial in told]) == 0:
+    if np.ptp([each.score for each in told]) == 0:
         return {**found, "parameters": _nothing(space, "all trials have the same score")}
     generator = np.random.default_rng(seed)
     shares = _shares(told, space, seed)
@@ -52,14 +53,14 @@ def importance(trials: Sequence[Trial], space: Mapping[str, Any], seed: int = 0,
     return {**found, "parameters": parameters}
 
 
-def _shares(trials: Sequence[Trial], space: Mapping[str, Any], seed: int) -> dict[str, float]:
+def _shares(trials: Sequence[Estimate], space: Mapping[str, Any], seed: int) -> dict[str, float]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     for trial in trials:
         study.add_trial(
-            optuna.trial.create_trial(value=trial.score, params=trial.parameters, distributions=dict(space))
+            optuna.trial.create_trial(value=trial.score, params=dict(trial.parameters), distributions=dict(space))
         )
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_TREES, seed=seed)
     with warnings.catch_warnings():

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cluster.sweep import Trial
+from distill_jobs.tuning.estimates import Estimate, estimates
 
 T, ALPHA = "distill.temperature", "distill.alpha"
 LEVEL = 0.95
@@ -21,9 +22,10 @@ def surface(
     """The score over the searched range of T and alpha, all else as in ``best``.
 
     A Gaussian process (Rasmussen & Williams 2006, ch. 2 and 5): Matérn 5/2 with a length for each parameter, and noise
-    of its own, both by the greatest marginal likelihood. Only trials that came to their end are fitted. The interval is
-    that of the mean score, not of one more trial. ``explains`` is the share of the scores' variance that the process
-    foretells for a trial left out; at or below 0 the picture says nothing.
+    of its own, both by the greatest marginal likelihood. Trials that were ended early count with the score carried on
+    to their end, and the noise that adds. The interval is that of the mean score, not of one more trial. ``explains``
+    is the share of the scores' variance that the process foretells for a trial left out; at or below 0 the picture
+    says nothing.
 
     Args:
         trials: of the student.
@@ -36,7 +38,7 @@ def surface(
         and state. Without a surface these are null and ``why`` says so.
     """
     shown = [_shown(trial) for trial in trials if T in trial.parameters and ALPHA in trial.parameters]
-    told = [trial for trial in trials if trial.state == "finished" and trial.parameters.keys() == space.keys()]
+    told = estimates(trials, set(space))
     nothing: dict[str, Any] = dict.fromkeys(("temperature", "alpha", "mean", "low", "high", "noise", "explains"))
     nothing |= {"level": LEVEL, "trials": shown, "at": {}}
     why = _refusal(told, space)
@@ -44,11 +46,11 @@ def surface(
         return {**nothing, "why": why}
     codes = _Codes(space)
     inputs = np.stack([codes.of(trial.parameters) for trial in told])
-    scores = np.array([float(trial.score or 0.0) for trial in told])
-    process = _fit(inputs, scores, seed)
+    scores = np.array([trial.score for trial in told])
+    process = _fit(inputs, scores, np.array([trial.variance for trial in told]), seed)
     grid_t, grid_a = (np.linspace(space[name].low, space[name].high, _GRID) for name in (T, ALPHA))
     if best.keys() != space.keys():
-        best = max(told, key=lambda trial: trial.score or 0.0).parameters
+        best = told[0].parameters
     points = [codes.of({**best, T: float(t), ALPHA: float(a)}) for a in grid_a for t in grid_t]
     mean, deviation = process.predict(np.stack(points), return_std=True)
     scale = float(process._y_train_std)
@@ -92,13 +94,15 @@ class _Codes:
         return np.array(found)
 
 
-def _fit(inputs: np.ndarray, scores: np.ndarray, seed: int) -> Any:
+def _fit(inputs: np.ndarray, scores: np.ndarray, variances: np.ndarray, seed: int) -> Any:
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
     smooth = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(np.full(inputs.shape[1], 0.5), (0.05, 20.0), nu=2.5)
     kernel = smooth + WhiteKernel(0.1, (1e-4, 2.0))
-    process = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=4, random_state=seed)
+    # In the units of the scores as the process takes them, with mean 0 and variance 1.
+    own = variances / scores.var() + 1e-10
+    process = GaussianProcessRegressor(kernel, alpha=own, normalize_y=True, n_restarts_optimizer=4, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of lengths at the end of their range: the parameter then plays no part
         return process.fit(inputs, scores)
@@ -110,19 +114,19 @@ def _explains(process: Any, scores: np.ndarray) -> float:
     Without fitting again: the residual of trial i left out is [K⁻¹y]ᵢ / [K⁻¹]ᵢᵢ (Rasmussen & Williams 2006, eq. 5.12).
     """
     centred = (scores - process._y_train_mean) / process._y_train_std
-    inverse = np.linalg.inv(process.kernel_(process.X_train_))
+    inverse = np.linalg.inv(process.kernel_(process.X_train_) + np.diag(process.alpha))
     left_out = (inverse @ centred) / np.diag(inverse)
     alone = centred * len(scores) / (len(scores) - 1)
     return float(1.0 - (left_out**2).sum() / (alone**2).sum())
 
 
-def _refusal(told: Sequence[Trial], space: Mapping[str, Any]) -> str | None:
+def _refusal(told: Sequence[Estimate], space: Mapping[str, Any]) -> str | None:
     if not all(hasattr(space.get(name), "low") for name in (T, ALPHA)):
         return "T and alpha were not both searched over a range"
     need = max(FEWEST, 2 * (len(space) + 1))
     if len(told) < need:
-        return f"{len(told)} trials came to their end; a surface over {len(space)} settings takes {need}"
-    if np.ptp([float(trial.score or 0.0) for trial in told]) == 0:
+        return f"a surface over {len(space)} settings takes {need} trials, and there are {len(told)}"
+    if np.ptp([trial.score for trial in told]) == 0:
         return "all trials have the same score"
     return None
 

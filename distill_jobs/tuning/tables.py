@@ -22,7 +22,11 @@ def print_tuning(console: Console, folder: Folder) -> None:
             console.say()
     if found["baseline"] is None:
         console.say("The baseline was not tuned: it is trained as student.train says.\n")
-    console.table("what matters: share of the variance of the student's scores", *_importance(folder))
+    shares = folder.read_json(IMPORTANCE)["student"]["parameters"]
+    if (why := next(iter(shares.values())).get("why")) is not None:
+        console.say(f"What matters can't be told: {why}.")
+    else:
+        console.table("what matters: share of the variance of the student's scores", *_importance(shares))
     console.say(surface_sentence(folder.read_json(SURFACE)))
     console.say(saved_sentence(found["saved"]))
     console.say(f"{trials_sentence(found)} Test scores: distill run {folder}/{BEST}")
@@ -103,15 +107,11 @@ def _finalists(found: dict[str, Any], role: str) -> tuple[list[str], list[list[A
     return ["", "settings", "in the search", f"mean of {seeds} {_plural('seed', seeds)}", "95 % interval"], rows
 
 
-def _importance(folder: Folder) -> tuple[list[str], list[list[Any]]]:
-    rows = []
-    for name, share in folder.read_json(IMPORTANCE)["student"]["parameters"].items():
-        if share["value"] is None:
-            rows.append([name, "–", share["why"]])
-        else:
-            rows.append(
-                [name, percent(share["value"], 0), f"{percent(share['low'], 0)} to {percent(share['high'], 0)}"]
-            )
+def _importance(shares: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    rows = [
+        [name, percent(share["value"], 0), f"{percent(share['low'], 0)} to {percent(share['high'], 0)}"]
+        for name, share in shares.items()
+    ]
     return ["setting", "share", "95 % interval"], rows
 
 

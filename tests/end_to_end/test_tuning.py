@@ -85,7 +85,7 @@ def test_tuning_killed_stopped_and_run_again(digits: Path, distill: Distill, tmp
         (found["saved"]["trainings"] - 1) * found["saved"]["capture_usd"]
     )
     shares = json.loads((workdir / "tune" / "importance.json").read_text())
-    assert "takes 12" in shares["student"]["parameters"]["distill.alpha"]["why"]
+    assert "takes 12 trials" in shares["student"]["parameters"]["distill.alpha"]["why"]
     assert json.loads((workdir / "tune" / "surface.json").read_text())["mean"] is None
 
     ledger = json.loads((workdir / "ledger.json").read_text())

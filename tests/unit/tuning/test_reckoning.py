@@ -8,6 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from tuning_cases import trial
 
 from cluster.sweep import Trial
+from distill_jobs.tuning.estimates import estimates
 from distill_jobs.tuning.importance import importance
 from distill_jobs.tuning.picture import picture
 from distill_jobs.tuning.savings import savings
@@ -56,9 +57,10 @@ def test_what_is_left_out_is_foretold_as_by_fitting_without_it() -> None:
     told = trials(14, seed=3)
     inputs = np.stack([_Codes(SPACE).of(each.parameters) for each in told])
     scores = np.array([each.score for each in told])
-    process = _fit(inputs, scores, 0)
+    variances = np.where(np.arange(14) % 3, 0.0, 1e-5)
+    process = _fit(inputs, scores, variances, 0)
     centred = (scores - scores.mean()) / scores.std()
-    whole, errors, plain = process.kernel_(inputs), 0.0, 0.0
+    whole, errors, plain = process.kernel_(inputs) + np.diag(variances / scores.var()), 0.0, 0.0
     for i in range(len(scores)):
         rest = np.arange(len(scores)) != i
         guess = whole[i, rest] @ np.linalg.solve(whole[np.ix_(rest, rest)], centred[rest])
@@ -74,13 +76,13 @@ def test_choices_and_logarithms_are_coded() -> None:
 
 @pytest.mark.parametrize("count", [0, 5])
 def test_too_few_trials_are_told(count: int) -> None:
-    told = [*trials(count), trial(90, 0.5, "pruned", **{T: 2.0, ALPHA: 0.5, RATE: 1e-3})]
+    told = [*trials(count), trial(90, None, "failed", **{T: 2.0, ALPHA: 0.5, RATE: 1e-3})]
     found = surface(told, SPACE, {})
-    assert found["mean"] is None and f"{count} trials came to their end" in found["why"]
-    assert found["trials"][-1]["state"] == "pruned"
+    assert found["mean"] is None and f"takes 8 trials, and there are {count}" in found["why"]
+    assert found["trials"][-1]["state"] == "failed"
     shares = importance(told, SPACE)
     assert shares["trials"] == count and shares["parameters"][T]["value"] is None
-    assert "takes 12" in shares["parameters"][T]["why"]
+    assert "takes 12 trials" in shares["parameters"][T]["why"]
 
 
 def test_t_and_alpha_have_to_be_searched_for_a_surface() -> None:
@@ -93,6 +95,35 @@ def test_what_matters_is_told_from_what_does_not() -> None:
     assert sum(share["value"] for share in shares.values()) == pytest.approx(1)
     for share in shares.values():
         assert 0 <= share["low"] <= share["high"] <= 1
+
+
+def test_what_was_ended_early_is_carried_on_to_its_end() -> None:
+    def curve(end: float, *early: float) -> list[dict[str, float]]:
+        return [{"share": (i + 1) / 4, "score": end + gap} for i, gap in enumerate(early)]
+
+    whole = [trial(i, 0.80 + i / 100, x=float(i)) for i in range(3)]
+    for each, gain in zip(whole, (0.03, 0.05, 0.04), strict=True):
+        each.curve = curve(each.score or 0.0, -0.1, -gain)
+    early = trial(3, 0.70, "pruned", x=9.0)
+    early.curve = curve(0.70, -0.05, 0.0)
+    lost, other = trial(4, None, "failed", x=1.0), trial(5, 0.9, y=1.0)
+    found = estimates([*whole, early, lost, other], {"x"})
+    assert [each.score for each in found] == pytest.approx([0.80, 0.81, 0.82, 0.74])
+    assert [each.variance for each in found] == pytest.approx([0, 0, 0, 1e-4 * 4 / 3])
+    assert len(estimates([*whole[:2], early], {"x"})) == 2, "two ends are too few to carry others on by"
+
+
+def test_bad_settings_that_were_ended_early_show_in_the_surface() -> None:
+    told = trials(30)
+    for each in told:
+        score = each.score or 0.0
+        each.curve = [{"share": 0.25, "score": score - 0.05}]
+        if score < 0.87:
+            each.state, each.score = "pruned", score - 0.05
+    best = max((each for each in told if each.state == "finished"), key=lambda each: each.score or 0.0)
+    mean = np.array(surface(told, SPACE, best.parameters)["mean"])
+    real = np.array([[truth(t, a) for t in np.linspace(1, 8, 25)] for a in np.linspace(0, 1, 25)])
+    assert any(each.state == "pruned" for each in told) and np.abs(mean - real)[3:-3, 3:-3].max() < 0.015
 
 
 def test_money_saved_is_arithmetic_on_the_ledger() -> None:
