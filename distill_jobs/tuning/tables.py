@@ -55,12 +55,16 @@ def surface_sentence(surface: dict[str, Any]) -> str:
     """What the response surface is worth."""
     if surface["why"] is not None:
         return f"No response surface over T and alpha: {surface['why']}."
-    explains, noise = surface["explains"], difference(surface["metric"], surface["noise"], signed=False)
-    worth = (
-        f"foretells {percent(explains, 0)} of the variance of trials left out" if explains > 0 else "foretells nothing"
+    metric, mean = surface["metric"], [value for row in surface["mean"] for value in row]
+    ends = [value for row in surface["high"] for value in row]
+    reach = difference(metric, max(end - value for end, value in zip(ends, mean, strict=True)), signed=False)
+    explains = surface["explains"]
+    worth = f"{percent(explains, 0)} of the variance" if explains > 0 else "nothing"
+    return (
+        f"Over T and alpha, with the best of all else, validation {metric} goes from {score(metric, min(mean))} to "
+        f"{score(metric, max(mean))}, each ± {reach} {unit(metric)} at most ({PICTURE}); what it comes from foretells "
+        f"{worth} of trials left out."
     )
-    noise = f"one trial's noise is {noise} {unit(surface['metric'])}"
-    return f"Response surface over T and alpha: {PICTURE}; it {worth}, {noise}."
 
 
 def saved_sentence(saved: dict[str, Any]) -> str:
