@@ -66,7 +66,7 @@ def inputs_of(job: Job) -> Inputs:
     inputs["evaluate"] = {**code, **arms, "teacher": digest(teacher), **evaluated}
     inputs["audit"] = {**code, "evaluate": digest(inputs["evaluate"]), **flatten(tree["audit"], "audit")}
     costs = flatten(job.costs.inputs(), "costs") | (flatten(declared, "teacher.cost") if declared else {})
-    inputs["report"] = {**code, "audit": digest(inputs["audit"]), **costs}
+    inputs["report"] = {**code, "audit": digest(inputs["audit"]), **costs, **_tuned(job)}
     return inputs
 
 
@@ -145,6 +145,12 @@ def _student(job: Job, train: Train) -> dict[str, Any]:
     """The student's part of the spec, trained by ``train``, flat."""
     tree = job.student.model_dump(mode="json")
     return flatten({**tree, "train": _without(train.model_dump(mode="json"), Train.RESOURCES)}, "student")
+
+
+def _tuned(job: Job) -> dict[str, str]:
+    """What identifies what tuning found, which a report shows; nothing of a job that was not tuned."""
+    tuned = Folder(job.workdir) / "tune"
+    return {"tuned": sha256(tuned, "trials.json")} if tuned.exists("trials.json") else {}
 
 
 def _mixed(job: Job) -> list[str]:

@@ -110,3 +110,12 @@ def test_the_baseline_searches_how_it_is_trained_and_keeps_its_budget(tmp_path: 
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"baseline/0", "evaluate", "audit", "report"}
     assert baseline_space(made, ranges).parameters()["student.train.learning_rate"] == 0.01
+
+
+def test_what_tuning_found_renews_the_report_alone(tmp_path: Path) -> None:
+    small = job(tmp_path)
+    before = inputs_of(small)
+    (tmp_path / "run" / "tune").mkdir(parents=True)
+    (tmp_path / "run" / "tune" / "trials.json").write_text("{}")
+    after = inputs_of(small)
+    assert {name for name in before if before[name] != after[name]} == {"report"}
