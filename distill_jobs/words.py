@@ -134,3 +134,22 @@ def significant(value: float) -> str:
 def ordinary(text: str) -> str:
     """``text`` with plain spaces, for where people search in it."""
     return text.replace("\u00a0", " ")
+
+
+def energy(kwh: float) -> str:
+    """``1.20 kWh``, ``35.1 Wh``, ``0.420 mWh``."""
+    return _scaled(kwh, "kWh", "Wh", "mWh")
+
+
+def carbon(kg: float) -> str:
+    """A mass: ``1.20 kg``, ``35.1 g``, ``0.420 mg``."""
+    return _scaled(kg, "kg", "g", "mg")
+
+
+def _scaled(value: float, whole: str, thousandth: str, millionth: str) -> str:
+    if not value:
+        return f"0{_NB}{thousandth}"
+    for unit, scale in ((whole, 1.0), (thousandth, 1e3)):
+        if value * scale >= 1:
+            return f"{_three(value * scale)}{_NB}{unit}"
+    return f"{_three(value * 1e6)}{_NB}{millionth}"

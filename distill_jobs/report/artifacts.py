@@ -8,7 +8,8 @@ import yaml
 from cluster.errors import FileError
 from cluster.files import Folder
 from cluster.logged import without_login
-from distill_jobs.costs.ledger import Ledger
+from distill_jobs.costs.ledger import LEDGER, Ledger
+from distill_jobs.costs.plan import PLAN, predicted_against_actual
 from distill_jobs.errors import DataError
 
 STAGE_FOLDERS = {"prepare": "data", "teacher": "teacher", "capture": "store", "evaluate": "evaluation"}
@@ -40,7 +41,8 @@ class Artifacts:
         spec, spec_text: the resolved job spec, and its text without passwords of addresses.
         stages: ``stage.json`` by stage, with arms as ``student/0``.
         histories: ``history.json`` by arm.
-        entries: the ledger's entries, as in ``ledger.json``.
+        entries: the ledger's entries, as in ``ledger.json``; grid: the electricity that they count.
+        against: what ``predicted_against_actual`` says of the plan.
         damaged: files that are there but can't be read.
     """
 
@@ -55,6 +57,8 @@ class Artifacts:
     negative: dict[str, Any] | None = None
     verdict: dict[str, Any] | None = None
     foreseen: dict[str, Any] | None = None
+    against: dict[str, Any] | None = None
+    grid: dict[str, Any] | None = None
     alternatives: dict[str, Any] | None = None
     trials: dict[str, Any] | None = None
     surface: dict[str, Any] | None = None
@@ -82,8 +86,10 @@ def collect(workdir: Folder) -> Artifacts:
         ledger = Ledger(workdir)
         found.entries = [entry.as_dict() for entry in ledger.entries()]
         found.total = ledger.totals().as_dict() if found.entries else None
+        found.grid = (_mapping(workdir, LEDGER, found.damaged) or {}).get("grid")
+        found.against = _against(workdir, found)
     except DataError:
-        found.damaged.append("ledger.json")
+        found.damaged.append(LEDGER)
     for stage, folder in {**STAGE_FOLDERS, **{arm: arm for arm in _arms(found)}}.items():
         record = _mapping(workdir, f"{folder}/stage.json", found.damaged)
         if record is not None:
@@ -92,6 +98,16 @@ def collect(workdir: Folder) -> Artifacts:
         if isinstance(history, list):
             found.histories[stage] = [step for step in history if isinstance(step, dict) and "step" in step]
     return found
+
+
+def _against(workdir: Folder, found: Artifacts) -> dict[str, Any] | None:
+    if found.foreseen is None:
+        return None
+    try:
+        return predicted_against_actual(workdir)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        found.damaged.append(PLAN)
+        return None
 
 
 def _arms(found: Artifacts) -> list[str]:

@@ -134,7 +134,9 @@ def costs(entries: list[dict[str, Any]]) -> Markup:
     sums = wall if free else usd
     total = sum(sums.values()) or 1.0
     said = {
-        name: words.duration(wall[name]) if free else f"{words.money(usd[name])} · {words.duration(wall[name])}"
+        name: " · ".join(
+            ([] if free else [words.money(usd[name])]) + ([words.duration(wall[name])] if wall[name] else [])
+        )
         for name in sums
     }
     with styled():

@@ -43,6 +43,7 @@ def sections_of(found: Artifacts, statistics: dict[str, Any]) -> list[Section]:
             "costs",
             [
                 Part("ledger.json", lambda: _costs(found)),
+                Part("plan.json", lambda: _foreseen(found)),
                 Part("alternatives.json", lambda: _alternatives(found)),
             ],
             ("No stage has been entered in the ledger", "run"),
@@ -110,7 +111,15 @@ def _costs(found: Artifacts) -> Blocks:
     return [
         Row([chart, Text(sections.price_note(found), "faint")]),
         sections.costs(found.entries, found.total),
+        spending.energy(found.total, found.grid),
+        spending.by_device(found.total),
     ]
+
+
+def _foreseen(found: Artifacts) -> Blocks:
+    if found.foreseen is None or found.against is None:
+        return []
+    return spending.foreseen(found.against, found.foreseen)
 
 
 def _alternatives(found: Artifacts) -> Blocks:

@@ -75,8 +75,8 @@ def costs(entries: list[dict[str, Any]], total: dict[str, Any]) -> Table:
         "accelerator-hours",
         "rows",
         "tokens",
-        "kWh",
-        "kg CO2e",
+        "energy",
+        "CO2e",
         "money",
         "share",
     ]
@@ -199,8 +199,8 @@ def _cost_row(entry: dict[str, Any], total: float) -> list[str]:
         words.hours(usage["device_seconds"]) if usage["device_seconds"] else "",
         f"{usage['rows']:,}" if usage["rows"] else "",
         f"{usage['tokens']:,}" if usage["tokens"] != usage["rows"] else "",
-        words.significant(entry["kwh"]) if entry["kwh"] else "",
-        words.significant(entry["kg_co2e"]) if entry["kg_co2e"] else "",
+        words.energy(entry["kwh"]) if entry["kwh"] else "",
+        words.carbon(entry["kg_co2e"]) if entry["kg_co2e"] else "",
         words.money(entry["usd"]),
         words.percent(entry["usd"] / total, 0) if total else "",
     ]

@@ -4,6 +4,7 @@ Reads the entries of ``ledger.json``, ``plan.json`` and ``alternatives.json`` (`
 hold: ``ledger.py``, ``plan.py``, ``options.py``).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ _COLOURS = {
     "live teacher in every run": TEACHER,
     "train alone, serve that": BASELINE,
 }
+_NAMES = {"usd": "money", "seconds": "time", "kwh": "energy", "kg_co2e": "CO2e"}
+_AXES = {"months": "months kept"}
 _TITLES = {
     "requests": "Distil, or serve the teacher?",
     "students": "Store once, or ask a live teacher?",
@@ -33,8 +36,8 @@ def energy(total: dict[str, Any], grid: dict[str, Any] | None) -> Block | None:
     counted = f"{words.percent(measured, 0)} measured by counters, the rest estimated"
     how = counted if measured else "all of it estimated"
     pairs = [
-        ("energy", f"{words.significant(total['kwh'])} kWh, {how}"),
-        ("carbon", f"{words.significant(total['kg_co2e'])} kg CO2e"),
+        ("energy", f"{words.energy(total['kwh'])}, {how}"),
+        ("carbon", f"{words.carbon(total['kg_co2e'])} CO2e"),
         ("at on-demand prices", words.money(total["usd_on_demand"])),
         ("at spot prices", words.money(total["usd_spot"])),
         ("keeping what was made", f"{words.money(total['usd_month'])} a month for {words.size(total['bytes'])}"),
@@ -55,13 +58,13 @@ def by_device(total: dict[str, Any]) -> Block | None:
             str(part["model"]),
             words.hours(3600 * part["hours"]),
             words.money(part["usd"]),
-            words.significant(part["kwh"]),
-            words.significant(part["kg_co2e"]),
+            words.energy(part["kwh"]),
+            words.carbon(part["kg_co2e"]),
             str(part["how"]),
         ]
         for part in total.get("parts", ())
     ]
-    headings = ["node and device", "model", "hours held", "money", "kWh", "kg CO2e", "how the energy is known"]
+    headings = ["node and device", "model", "hours held", "money", "energy", "CO2e", "how the energy is known"]
     return Folded("By node and kind of device", without_empty(Table(headings, rows, kind="labels"))) if rows else None
 
 
@@ -80,7 +83,8 @@ def foreseen(against: dict[str, Any], plan: dict[str, Any]) -> Sequence[Block | 
     return [
         Text("Predicted and actual", "heading"),
         Text(told),
-        Row([_bars(done), _against(done, total)]) if done else None,
+        Row([_bars(done)], "wide") if done else None,
+        _against(done, total) if done else None,
         Folded("Every prediction beside what it took", _everything(done)) if done else None,
         Folded("Predicted for other sizes of cluster", _sizes(plan)) if plan.get("sizes") else None,
         Text(
@@ -139,7 +143,7 @@ def _everything(stages: dict[str, dict[str, Any]]) -> Table:
         for what, predicted in stage["predicted"].items():
             if predicted or stage["actual"][what]:
                 told = _say(what, predicted), _say(what, stage["actual"][what])
-                rows.append([name, what.replace("_", " "), *told, _times(stage["ratio"][what])])
+                rows.append([name, _NAMES.get(what, what.replace("_", " ")), *told, _times(stage["ratio"][what])])
     return Table(["stage", "what", "predicted", "actual", "actual / predicted"], rows)
 
 
@@ -149,7 +153,7 @@ def _sizes(plan: dict[str, Any]) -> Table:
         total = size["total"]
         told = [_say(what, total[what]) for what in ("seconds", "usd", "core_hours", "device_hours", "kwh")]
         rows.append([f"{size['times']:g} × the actors and ranks", *told])
-    return without_empty(Table(["cluster", "time", "money", "core-hours", "device-hours", "kWh"], rows))
+    return without_empty(Table(["cluster", "time", "money", "core-hours", "device-hours", "energy"], rows))
 
 
 def _curve(found: dict[str, Any]) -> Chart:
@@ -160,11 +164,18 @@ def _curve(found: dict[str, Any]) -> Chart:
         dash: Any = "dash" if name in _COLOURS else "solid"
         drawn.append(Series(name, _COLOURS.get(name, STUDENT), found["at"], usd, "line", told=text, dash=dash))
     at = found["break_even"]
-    marks = [Mark("x", at, f"break-even {words.plain(at)}")] if at else []
+    marks = [Mark("x", at, f"break-even {words.plain(float(f'{at:.3g}'))}")] if at else []
     said = "; ".join(f"{each.name} {words.money(each.y[0])} to {words.money(each.y[-1])}" for each in drawn)
     title = _TITLES.get(found["name"], found["name"])
     plot = Plot(
-        f"cost-{found['name']}", title, Axis(found["x"]), Axis(found["y"], "money"), drawn, said, 2.6, marks=marks
+        f"cost-{found['name']}",
+        title,
+        Axis(_AXES.get(found["name"], found["x"])),
+        Axis(found["y"], "money"),
+        drawn,
+        said,
+        2.6,
+        marks=marks,
     )
     return chart(plot)
 
@@ -190,7 +201,10 @@ def _sentences(found: dict[str, Any]) -> list[str]:
 def _break_even(found: dict[str, Any], what: str, then: str) -> str:
     if found["value"] is None:
         return str(found["why"])
-    return f"from {words.count(found['value'])} {what} on {then}"
+    return f"from {words.count(math.ceil(found['value']))} {what} on {then}"
+
+
+_UNITS = {"bytes": words.size, "kwh": words.energy, "kg_co2e": words.carbon}
 
 
 def _say(what: str, value: float) -> str:
@@ -200,7 +214,9 @@ def _say(what: str, value: float) -> str:
         return words.money(value)
     if what.endswith("hours"):
         return words.hours(3600 * value)
-    return words.size(value) if what == "bytes" else words.count(value) if value >= 100 else words.significant(value)
+    if what in _UNITS:
+        return _UNITS[what](value)
+    return words.count(value) if value >= 100 else words.significant(value)
 
 
 def _times(ratio: float | None) -> str:

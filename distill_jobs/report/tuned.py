@@ -73,7 +73,7 @@ def response(surface: dict[str, Any], metric: str) -> Chart:
         text = [f"{trial['name']}: {_at(trial)}, {_score(metric, trial['score'])} ({name})" for trial in own]
         if own:
             drawn.append(_dots(name, colour, own, text, marker))
-    chosen = surface.get("chosen")
+    chosen = dict(zip(("temperature", "alpha"), surface.get("chosen") or (), strict=False))
     said = f"{len(surface['trials'])} trials" + (f", chosen {_at(chosen)}" if chosen else "")
     if chosen:
         drawn.append(_dots("chosen", BASELINE, [chosen], [said], "*"))

@@ -24,6 +24,7 @@ def reckoned(workdir: Folder, group: str = "Female", **changes: Any) -> Folder:
         workdir.write_json(f"tune/{name}.json", made)
     workdir.write_json("store/negative.json", stored(group))
     workdir.write_json("alternatives.json", alternatives())
+    workdir.write_json("plan.json", plan())
     return workdir
 
 
@@ -123,7 +124,7 @@ def tuning(name: str) -> dict[str, dict[str, Any]]:
         "seconds": 200.0,
     }
     matters = {"method": "fANOVA", "trials": 8, "needed": 8, "parameters": {name: estimate(0.6), "b": estimate(None)}}
-    surface = {**grid, **told, "trials": shown, "better": "higher", "chosen": {"temperature": 2.0, "alpha": 0.1}}
+    surface = {**grid, **told, "trials": shown, "better": "higher", "chosen": [2.0, 0.1]}
     return {"trials": trials, "surface": surface, "importance": {"student": matters, "baseline": None}}
 
 
@@ -166,8 +167,11 @@ def against() -> dict[str, Any]:
 
 
 def plan() -> dict[str, Any]:
-    total = {"seconds": 60.0, "usd": 1.0, "core_hours": 0.1, "device_hours": 0.0, "kwh": 1e-5}
-    return {"sizes": [{"times": 2, "stages": [], "total": total}]}
+    names = ("seconds", "usd", "kwh", "kg_co2e", "core_hours", "device_hours", "tokens", "flops", "bytes")
+    stages = [{"stage": name, **dict.fromkeys(names, 2.0)} for name in ("capture", "train", "evaluate")]
+    total = {"stage": "total", **dict.fromkeys(names, 6.0)}
+    sizes = [{"times": 2, "stages": stages, "total": total}]
+    return {"schema_version": 1, "within": 2.0, "made": 0.0, "stages": stages, "total": total, "sizes": sizes}
 
 
 def _bias(group: str, arms: tuple[str, ...]) -> dict[str, Any]:

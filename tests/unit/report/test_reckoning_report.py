@@ -15,7 +15,7 @@ from distill_jobs.report.blocks import Folded, Table
 from distill_jobs.report.blocks import Points as Sentences
 from distill_jobs.report.blocks import Text as Paragraph
 
-FILES = ("audit.json", "verdict.json", "tune/trials.json", "store/negative.json", "alternatives.json")
+FILES = ("audit.json", "verdict.json", "tune/trials.json", "store/negative.json", "alternatives.json", "plan.json")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,12 @@ def words_of(blocks: Any) -> str:
     return " | ".join(told).replace("\u00a0", " ")
 
 
+def test_energy_and_what_was_foreseen_are_told(page: str) -> None:
+    costs = page[page.index('id="costs"') : page.index('id="quality"')]
+    for words in ("g CO2e", "at spot prices", "By node and kind of device", "Predicted before the run were $6.00"):
+        assert words in costs
+
+
 def test_the_verdict_comes_first(page: str) -> None:
     head = page[page.index("<h1>") : page.index("<nav")]
     for words in ("train the student alone", "There is nothing to pass on.", "It may be luck.", "audit.json"):
@@ -50,14 +56,14 @@ def test_the_verdict_comes_first(page: str) -> None:
 def test_sections_come_in_their_order(page: str) -> None:
     found = re.findall(r'<section id="(\w+)">', page)
     assert found == ["costs", "quality", "curves", "tuning", "bias", "negative", "store", "provenance"]
-    assert page.count('class="live"') == 12 and page.count('id="plotly"') == 1
+    assert page.count('class="live"') == 13 and page.count('id="plotly"') == 1
     assert "Left out" not in page
 
 
 def test_hostile_names_stay_text(page: str) -> None:
     body = page[: page.index('id="plotly"')]
     assert "<a href" not in body.replace('<a href="#', "") and "alert(1)</script>" not in body
-    assert body.count("<script") == 13, "one for the data of each live figure, and that which holds plotly"
+    assert body.count("<script") == 14, "one for the data of each live figure, and that which holds plotly"
 
 
 @pytest.mark.parametrize("name", FILES)
