@@ -97,9 +97,9 @@ def print_summary(context: Context) -> None:
         places = [f"store:   {workdir}/store, {size(manifest['bytes'])} for {manifest['tokens']:,} positions"]
     uri = context.job.tracking.uri
     total = context.ledger.totals()
-    measured = percent(total.kwh_measured / total.kwh, 0) if total.kwh_measured else "nothing"
+    measured = f", {percent(total.kwh_measured / total.kwh, 0)} of it measured" if total.kwh_measured else ""
     told = f"{significant(total.kwh)} kWh, {significant(total.kg_co2e)} kg CO2e"
-    console.say(f"energy:  {told}; {measured} of it measured, the rest estimated")
+    console.say(f"energy:  {told}{measured or ', all of it estimated'}")
     places += [
         f"report:  {workdir}/report.html",
         f"MLflow:  {uri or f'{context.home}/mlflow.db'}",
