@@ -95,9 +95,11 @@ def test_totals_are_sums(job: tuple[Path, Path, str]) -> None:
             by_node = math.fsum(part[what] for entry in ledger["entries"] for part in entry["parts"])
             apart = math.fsum(entry[what] for entry in ledger["entries"] if entry["kind"] == "storage")
             assert by_node + apart == pytest.approx(total)
-    # Every core-second of the stages that run on the cluster is known to be on a node.
-    placed = [entry for entry in ledger["entries"] if entry["stage"] in ("teacher", "capture", "student/0", "evaluate")]
-    assert all(part["node"] for entry in placed for part in entry["parts"])
+    # What actors and ranks hold is known to be on a node; what the driver adds to it isn't.
+    for entry in ledger["entries"]:
+        if entry["stage"] in ("teacher", "capture", "student/0", "evaluate"):
+            placed = math.fsum(part["hours"] for part in entry["parts"] if part["node"])
+            assert placed > 0.8 * entry["usage"]["core_seconds"] / 3600, entry["stage"]
 
 
 def test_the_plan_was_kept_and_the_alternatives_are_priced(job: tuple[Path, Path, str]) -> None:
