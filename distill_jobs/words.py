@@ -5,14 +5,15 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
-_NB = "\u00a0"
+NB = "\u00a0"
+"""Keeps a number and its unit on one line."""
 
 
 def count(value: float) -> str:
     """``812``, ``12.4 K``, ``1.34 M``."""
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "K")):
         if abs(value) >= limit:
-            return f"{_three(value / (limit if unit != 'K' else 1e3))}{_NB}{unit}"
+            return f"{_three(value / (limit if unit != 'K' else 1e3))}{NB}{unit}"
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else _three(value)
 
 
@@ -20,19 +21,19 @@ def size(value: float) -> str:
     """Bytes: ``512 B``, ``3.20 MB``."""
     for unit in ("B", "KB", "MB", "GB"):
         if value < 1000:
-            return f"{value:.0f}{_NB}B" if unit == "B" else f"{_three(value)}{_NB}{unit}"
+            return f"{value:.0f}{NB}B" if unit == "B" else f"{_three(value)}{NB}{unit}"
         value /= 1000
-    return f"{_three(value)}{_NB}TB"
+    return f"{_three(value)}{NB}TB"
 
 
 def duration(seconds: float) -> str:
     """``8.1 s``, ``2 min 05 s``, ``3 h 10 min``."""
     whole = round(seconds)
     if whole < 100:
-        return f"{seconds:.1f}{_NB}s"
+        return f"{seconds:.1f}{NB}s"
     if whole < 6000:
-        return f"{whole // 60}{_NB}min{_NB}{whole % 60:02d}{_NB}s"
-    return f"{whole // 3600}{_NB}h{_NB}{whole % 3600 // 60:02d}{_NB}min"
+        return f"{whole // 60}{NB}min{NB}{whole % 60:02d}{NB}s"
+    return f"{whole // 3600}{NB}h{NB}{whole % 3600 // 60:02d}{NB}min"
 
 
 def hours(seconds: float) -> str:
@@ -49,7 +50,7 @@ def money(usd: float) -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}{_NB}%"
+    return f"{100 * share:.{digits}f}{NB}%"
 
 
 def score(metric: str, value: float) -> str:

@@ -9,6 +9,7 @@ from distill_jobs.spec.base import Part
 from distill_jobs.spec.capture import Capture
 from distill_jobs.spec.costs import Costs
 from distill_jobs.spec.distill import Distill
+from distill_jobs.spec.goal import Accuracy, Goal
 from distill_jobs.spec.parts import Cluster, Data, Evaluate, Student, Teacher, Tracking
 from distill_jobs.spec.reading import Reading
 from distill_jobs.spec.train import Train
@@ -32,6 +33,7 @@ class Job(Part):
     evaluate: Evaluate = Evaluate()
     audit: Audit = Audit()
     costs: Costs = Costs()
+    goal: Goal = Goal(accuracy=Accuracy())
     tracking: Tracking = Tracking()
     cluster: Cluster = Cluster()
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)

@@ -1,0 +1,278 @@
+"""Is distillation the right tool for this goal? The rules, from evidence to a verdict; nothing is measured here.
+
+No rule answers *distil* unless a 95 % interval of the student's gain over a no-teacher baseline of equal budget,
+over at least ``LEAST_SEEDS`` seeds, lies above the goal's margin; noise alone gets there in one case of forty. In turn:
+
+- A limit that only the teacher keeps, or a goal whose quality only it has: *keep the teacher*.
+- The gain is shown: *distil*.
+- There is nothing to pass on (the teacher is not shown to be better than the baseline), the gain is shown to be within
+  the margin, or a tuned student shows no gain: *train the student alone*.
+- Else *not yet known*, with the cheapest measurement that could settle it.
+"""
+
+from distill_jobs import words
+from distill_jobs.costs.verdict import Answer, Estimate, Evidence, Reason, Verdict
+from distill_jobs.spec.goal import Aim, Deploy, Goal, Iterate
+
+LEAST_SEEDS = 3
+PREDICTED_FACTOR = 2.0
+"""By how much a prediction may be off without an answer that rests on it being wrong."""
+
+
+def decide(goal: Goal, evidence: Evidence) -> Verdict:
+    """The verdict for a goal by the evidence there is, before a run or after it."""
+    aim: Aim = goal.chosen
+    case = _Case(goal.kind, aim, evidence)
+    if isinstance(aim, Iterate):
+        return _iterate(case, aim)
+    if isinstance(aim, Deploy):
+        found = _limits(case, aim)
+        if found is not None:
+            return found
+    elif evidence.gain is not None:
+        found = _keep(case)
+        if found is not None:
+            return found
+    return _worth(case) if evidence.gain is not None else _unmeasured(case)
+
+
+class _Case:
+    """The question, with ways to put numbers into words and to conclude."""
+
+    def __init__(self, kind: str, aim: Aim, evidence: Evidence) -> None:
+        self.kind, self.aim, self.evidence = kind, aim, evidence
+        self.reasons: list[Reason] = []
+
+    def by(self, estimate: Estimate) -> str:
+        """``+0.31 percentage points (95 % interval +0.12 to +0.50)``."""
+        metric = self.evidence.metric
+        told = f"{words.difference(metric, estimate.value)} {words.unit(metric)}"
+        if estimate.low is None or estimate.high is None:
+            return f"{told} (no interval)"
+        low, high = (words.difference(metric, end) for end in (estimate.low, estimate.high))
+        return f"{told} (95{words.NB}% interval {low} to {high})"
+
+    def note(self, text: str, estimate: Estimate) -> None:
+        self.reasons.append(Reason.of(text, estimate))
+
+    def conclude(self, answer: Answer, sentence: str, against: list[Reason | None], then: str | None = None) -> Verdict:
+        """The verdict; of the arguments against it the first that there is."""
+        strongest = next((reason for reason in against if reason is not None), None)
+        return Verdict(answer, self.kind, sentence, tuple(self.reasons), strongest, then)
+
+    def note_gain(self) -> Estimate:
+        gain = self.evidence.gain
+        assert gain is not None
+        self.note(
+            f"The student is better than a no-teacher baseline of equal budget by {self.by(gain)}, over "
+            f"{self.evidence.seeds} seeds and {self.evidence.rows:,} held-out rows.",
+            gain,
+        )
+        return gain
+
+    def note_money(self) -> None:
+        extra, alone = self.evidence.extra_usd, self.evidence.alone_usd
+        if extra is not None and alone is not None:
+            said = "is predicted to cost" if self.evidence.predicted else "cost"
+            told = f"Distilling {said} {words.money(extra)} more than the {words.money(alone)} of training alone."
+            source = "plan.json" if self.evidence.predicted else "ledger.json"
+            self.reasons.append(Reason(told, extra, None, None, source))
+
+
+def _limits(case: _Case, aim: Deploy) -> Verdict | None:
+    """What the limits alone decide; None where the student keeps them and quality has to decide."""
+    evidence = case.evidence
+    if not evidence.serving:
+        return None
+    if aim.hardware and aim.hardware.lower() not in (evidence.hardware or "").lower():
+        told = (
+            f"The limits hold on {aim.hardware}, and the models were timed on {evidence.hardware or 'other hardware'}."
+        )
+        case.reasons.append(Reason(told, evidence.serving["student"].latency_ms, None, None, "evaluation.json"))
+        then = f"run `distill evaluate` on {aim.hardware}"
+        return case.conclude("not yet known", f"Nothing is known of speed on {aim.hardware}.", [_point(case)], then)
+    kept = {role: _keeps(case, aim, role) for role in ("teacher", "student")}
+    if not kept["student"]:
+        if kept["teacher"]:
+            return case.conclude("keep the teacher", "Only the teacher keeps the limits.", [_price(case)])
+        then = "choose a smaller student (student.model), or wider limits (goal.deploy)"
+        return case.conclude("not yet known", "Neither teacher nor student keeps the limits.", [_point(case)], then)
+    return _keep(case) if kept["teacher"] and evidence.gain is not None else None
+
+
+def _keeps(case: _Case, aim: Deploy, role: str) -> bool:
+    """Whether a model keeps every limit; notes where it stands by each."""
+    serving = case.evidence.serving[role]
+    stands = [
+        ("latency", serving.latency_ms, aim.latency_ms, "ms"),
+        ("memory", serving.memory_bytes / 1e6, aim.memory_mb, "MB"),
+        ("a million rows", serving.usd_per_million, aim.usd_per_million, "US dollars"),
+    ]
+    fits = True
+    for what, value, limit, unit in stands:
+        if limit is None:
+            continue
+        if value is None:
+            case.reasons.append(Reason(f"What {what} cost with the {role} is not known.", None, None, None, "prices"))
+            fits = False
+            continue
+        verb = "keeps" if value <= limit else "breaks"
+        told = (
+            f"The {role} {verb} the limit: {what} {value:.3g} {unit} of {limit:g} allowed, on {case.evidence.hardware}."
+        )
+        case.reasons.append(Reason(told, value, None, None, "evaluation.json"))
+        fits &= value <= limit
+    return fits
+
+
+def _keep(case: _Case) -> Verdict | None:
+    """Keep the teacher where nothing forbids it and it is shown to be better, or where it can't be told."""
+    behind, aim = case.evidence.behind, case.aim
+    if behind is None or behind.at_most(aim.margin):
+        return None
+    if behind.above(aim.margin):
+        case.note(f"The teacher is better than its student by {case.by(behind)}.", behind)
+        sentence = "The student does not reach its teacher, which the goal allows to be kept."
+        return case.conclude("keep the teacher", sentence, [_price(case), _point(case)])
+    if case.kind != "accuracy" or not behind.bounded or behind.value <= aim.margin:
+        return None
+    case.note(f"The teacher's lead over its student is {case.by(behind)}, which may be nothing.", behind)
+    rows = _rows_to_settle(behind, case.evidence.rows, aim.margin)
+    then = f"evaluate on about {words.count(rows)} held-out rows, or train more seeds"
+    return case.conclude(
+        "not yet known", "Teacher and student can't be told apart.", [_price(case), _point(case)], then
+    )
+
+
+def _worth(case: _Case) -> Verdict:
+    """Distil, or train the student alone: by the gain over the baseline."""
+    evidence, margin = case.evidence, case.aim.margin
+    gain, few = case.note_gain(), evidence.seeds < LEAST_SEEDS
+    if gain.above(margin) and not few:
+        if evidence.behind is not None:
+            case.note(f"The teacher's lead over the student is {case.by(evidence.behind)}.", evidence.behind)
+        case.note_money()
+        return case.conclude(
+            "distil", "The student learns from its teacher what it does not learn alone.", _doubts(case)
+        )
+    case.note_money()
+    headroom = evidence.headroom
+    if headroom is not None and not headroom.above(margin) and not gain.above(margin):
+        case.note(f"The teacher itself is better than the baseline by only {case.by(headroom)}.", headroom)
+        sentence = "There is nothing to be seen that the teacher could pass on."
+        return case.conclude("train the student alone", sentence, [_untuned(case), _point(case)])
+    if few:
+        then = f"train at least {LEAST_SEEDS} seeds: how much chance there is in one run is not known"
+        return case.conclude("not yet known", "Too few seeds were trained.", [_point(case)], then)
+    if not evidence.tuned and not (gain.at_most(margin) and margin > 0):
+        then = "run `distill tune`" + (f", about {words.money(evidence.tune_usd)}" if evidence.tune_usd else "")
+        sentence = "At these settings the teacher's soft labels show no gain, and T and alpha are not tuned."
+        return case.conclude("not yet known", sentence, [_point(case)], then)
+    sentence = "The teacher's soft labels show no gain that matters" + (
+        ", tuned as they are." if evidence.tuned else "."
+    )
+    return case.conclude("train the student alone", sentence, [_point(case)])
+
+
+def _iterate(case: _Case, aim: Iterate) -> Verdict:
+    """Does what the teacher saves in each of the coming runs pay for it?"""
+    found = case.evidence.iteration
+    if found is None:
+        return _unmeasured(case)
+    source = "plan.json" if case.evidence.predicted else "ledger.json"
+    most = found.alone * aim.runs
+    told = (
+        f"Teacher and capture {'are predicted to take' if case.evidence.predicted else 'took'} "
+        f"{words.money(found.upfront)}, and {aim.runs} runs without a teacher {words.money(most)}."
+    )
+    case.reasons.append(Reason(told, found.upfront, None, None, source))
+    slack = PREDICTED_FACTOR if case.evidence.predicted else 1.0
+    if found.upfront > most * slack:
+        sentence = f"The teacher costs more than all {aim.runs} runs without it: it can't pay in time."
+        return case.conclude("train the student alone", sentence, [_point(case)])
+    if case.evidence.predicted:
+        return _unmeasured(case)
+    saved = found.saved
+    interval = f" (95{words.NB}% interval {_usd(saved.low)} to {_usd(saved.high)})" if saved.bounded else ""
+    told = (
+        f"A student from the store gets to the baseline's final quality in {found.reached} of {found.seeds} seeds, "
+        f"which saves {_usd(saved.value)} a run{interval}."
+    )
+    case.note(told, saved)
+    each = found.upfront / aim.runs
+    if saved.above(each):
+        return case.conclude("distil", f"Over {aim.runs} runs the teacher saves more than it cost.", _doubts(case))
+    if saved.at_most(each):
+        sentence = f"Over {aim.runs} runs the teacher does not save what it cost."
+        return case.conclude("train the student alone", sentence, [_point(case)])
+    then = f"train more than {found.seeds} seeds, and look at the validation split more often (train.evaluate_every)"
+    return case.conclude("not yet known", "How much the teacher saves a run is too uncertain.", [_point(case)], then)
+
+
+def _unmeasured(case: _Case) -> Verdict:
+    case.note_money()
+    then = f"run the job with at least {LEAST_SEEDS} seeds (`distill run`)"
+    sentence = "No student and no baseline have been trained and evaluated yet."
+    return case.conclude("not yet known", sentence, [_price(case)], then)
+
+
+def _doubts(case: _Case) -> list[Reason | None]:
+    """What speaks against distilling, the gravest first."""
+    evidence, harm = case.evidence, case.evidence.harm
+    found: list[Reason | None] = []
+    if evidence.biases:
+        told = f"Gaps between slices were introduced or amplified by distillation: {'; '.join(evidence.biases[:3])}."
+        found.append(Reason(told, len(evidence.biases), None, None, "audit.json"))
+    if harm is not None and harm.above(1.0):
+        interval = f"(95{words.NB}% interval {harm.low:.2f} to {harm.high:.2f})"
+        told = f"The student makes the teacher's confident mistakes {harm.value:.2f} times as often as the baseline"
+        found.append(Reason.of(f"{told} {interval}.", harm))
+    if not evidence.baseline_tuned:
+        told = "The baseline trained with the student's learning rate; one of its own could close some of the gain."
+        found.append(Reason(told, None, None, None, "spec.yaml"))
+    if evidence.extra_usd is not None:
+        told = f"It costs {words.money(evidence.extra_usd)} more than training alone."
+        found.append(Reason(told, evidence.extra_usd, None, None, "ledger.json"))
+    return found
+
+
+def _untuned(case: _Case) -> Reason | None:
+    if case.evidence.tuned:
+        return None
+    told = "T and alpha are as set, not tuned; a student can surpass its teacher (run `distill tune` to see)."
+    return Reason(told, None, None, None, "spec.yaml")
+
+
+def _point(case: _Case) -> Reason | None:
+    """The bare number, where it points away from what the interval allows to be said."""
+    gain = case.evidence.gain
+    if gain is None:
+        return None
+    if gain.value > 0:
+        text = f"The best guess is still that the student is better than the baseline, by {case.by(gain)}."
+    else:
+        text = f"The best guess is that soft labels do harm here: {case.by(gain)}; training alone is the safe choice."
+    return Reason.of(text, gain)
+
+
+def _price(case: _Case) -> Reason | None:
+    """How much less the student takes to serve."""
+    serving = case.evidence.serving
+    if "teacher" not in serving or "student" not in serving:
+        return None
+    times = serving["teacher"].latency_ms / serving["student"].latency_ms
+    told = f"The student answers {times:.3g} times as fast as the teacher."
+    return Reason(told, times, None, None, "evaluation.json")
+
+
+def _rows_to_settle(estimate: Estimate, rows: int, margin: float) -> float:
+    """Held-out rows at which an interval that narrows with 1/√rows would end at the margin."""
+    assert estimate.low is not None
+    half = estimate.value - estimate.low
+    return max(2 * rows, rows * (half / max(estimate.value - margin, half / 10)) ** 2)
+
+
+def _usd(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return words.money(value) if value >= 0 else f"−{words.money(-value)}"
