@@ -115,7 +115,7 @@ def plain(value: float) -> str:
 
 def share(value: float) -> str:
     """A tick in percent, with no more digits than it needs."""
-    return f"{100 * value:.4g}{_NB}%".replace("-", "−")
+    return f"{100 * value:.4g}{NB}%".replace("-", "−")
 
 
 def dollars(value: float) -> str:

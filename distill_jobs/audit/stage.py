@@ -52,6 +52,7 @@ from distill_jobs.errors import DataError
 from distill_jobs.spec import Job
 
 SCHEMA_VERSION = 1
+_TRIALS = "tune/trials.json"
 _NO_EXCESS = "the student is not shown to take over these mistakes: there is nothing to cut"
 
 
@@ -118,12 +119,15 @@ def positive_class(wanted: str | int | None, classes: tuple[str, ...]) -> int | 
 
 
 def learning_rate(job: Job, workdir: Folder) -> dict[str, Any]:
-    """Whether the baseline's learning rate was looked for, or is simply the spec's."""
-    shared = job.student.train.learning_rate
-    tuned = workdir.exists("tune/best.yaml")
-    how = "was found by tuning the student" if tuned else "is the spec's, not tuned"
-    sentence = f"The baseline trains with the student's learning rate, {shared:g}, which {how}."
-    return {"student": shared, "baseline": shared, "tuned": tuned, "sentence": sentence}
+    """What student and baseline train with, and whether the baseline's learning rate was looked for by itself."""
+    student, baseline = job.student.train.learning_rate, job.baseline_train.learning_rate
+    trials = workdir.read_json(_TRIALS) if workdir.exists(_TRIALS) else {}
+    found = (trials.get("baseline") or {}).get("settings") or {}
+    tuned = "student.train.learning_rate" in found and job.has(found, "baseline")
+    own = "with the student's learning rate" if student == baseline else "with a learning rate of its own"
+    how = "which tuning found for it" if tuned else "which was set, not tuned for it"
+    sentence = f"The baseline trains {own}, {baseline:g}, {how}."
+    return {"student": student, "baseline": baseline, "tuned": tuned, "sentence": sentence}
 
 
 def _gate(role: str, ceiling: Ceiling, negative: Negative, found: dict[str, Any]) -> dict[str, Any]:

@@ -116,6 +116,13 @@ class Job(Part):
                 raise ValueError(f"audit.gates: {clash}")
         return self
 
+    def has(self, settings: dict[str, Any], role: str) -> bool:
+        """Whether ``student`` or ``baseline`` has these settings, by dotted path, as ``tune/trials.json`` has them."""
+        tree = self.model_dump(mode="json", by_alias=True)
+        if role == "baseline":
+            tree["student"]["train"] = self.baseline_train.model_dump(mode="json")
+        return bool(settings) and all(_at(tree, path) == value for path, value in settings.items())
+
     @property
     def taught(self) -> dict[str, Distill]:
         """By role, what all that learn from the teacher learn by: the student, and the arms that compare gates."""
@@ -147,3 +154,9 @@ class Job(Part):
     def baseline_train(self) -> Train:
         """How the baseline is trained."""
         return self.baseline.train_of(self.student.train) if self.baseline is not None else self.student.train
+
+
+def _at(tree: Any, path: str) -> Any:
+    for step in path.split("."):
+        tree = tree.get(step) if isinstance(tree, dict) else None
+    return tree
