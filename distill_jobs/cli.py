@@ -70,6 +70,18 @@ def plan(spec: Spec, overrides: Set = None) -> None:
 
 
 @app.command()
+def advise(spec: Spec, overrides: Set = None) -> None:
+    """Say whether distillation is the right tool for the spec's goal, by what is known before a run or after it."""
+    from distill_jobs.spec import load_job
+
+    job = load_job(spec, overrides)
+    from distill_jobs.advising import advise
+    from distill_jobs.console import Console
+
+    advise(job, Console())
+
+
+@app.command()
 def prepare(spec: Spec, overrides: Set = None) -> None:
     """Tokenise or encode the data, split it, and give every row its id."""
     _stages(spec, overrides, ("prepare",))

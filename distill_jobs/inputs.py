@@ -66,7 +66,8 @@ def inputs_of(job: Job) -> Inputs:
     inputs["evaluate"] = {**code, **arms, "teacher": digest(teacher), **evaluated}
     inputs["audit"] = {**code, "evaluate": digest(inputs["evaluate"]), **flatten(tree["audit"], "audit")}
     costs = flatten(job.costs.inputs(), "costs") | (flatten(declared, "teacher.cost") if declared else {})
-    inputs["report"] = {**code, "audit": digest(inputs["audit"]), **costs, **_tuned(job)}
+    goal = flatten(tree["goal"], "goal") if job.goal != Job.model_fields["goal"].default else {}
+    inputs["report"] = {**code, "audit": digest(inputs["audit"]), **costs, **goal, **_tuned(job)}
     return inputs
 
 

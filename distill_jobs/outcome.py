@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from cluster.tracking import open_command
+from distill_jobs.advising import print_verdict
 from distill_jobs.audit.evaluate import EVALUATION
 from distill_jobs.audit.findings import AUDIT, lines
 from distill_jobs.context import Context
+from distill_jobs.costs.advice import decide
+from distill_jobs.costs.evidence import gather
 from distill_jobs.costs.ledger import LEDGER
 from distill_jobs.costs.ledger import metrics as cost_metrics
 from distill_jobs.costs.options import ALTERNATIVES
 from distill_jobs.costs.plan import PLAN
+from distill_jobs.costs.verdict import VERDICT
 from distill_jobs.judged import intervals_of, tags_of
 from distill_jobs.report.fidelity import sentence
 from distill_jobs.report.findings import finding
@@ -25,7 +29,7 @@ _ARTIFACTS = (
     LEDGER,
     PLAN,
     ALTERNATIVES,
-    "verdict.json",
+    VERDICT,
     "store/negative.json",
     "store/fidelity.json",
     "tune/trials.json",
@@ -45,7 +49,7 @@ def log_outcome(context: Context) -> None:
     """
     workdir = context.workdir
     evaluation = workdir.read_json(EVALUATION)
-    verdict, audit = (workdir.read_json(name) if workdir.exists(name) else None for name in ("verdict.json", AUDIT))
+    verdict, audit = (workdir.read_json(name) if workdir.exists(name) else None for name in (VERDICT, AUDIT))
     tags = tags_of(verdict, audit)
     metric, summary, gain = evaluation["metric"], evaluation["summary"], evaluation["summary"]["gain"]
     numbers = {
@@ -88,6 +92,8 @@ def print_summary(context: Context) -> None:
         console.say(line)
     console.say()
     console.table("cost of each stage", *_costs(context))
+    print_verdict(decide(context.job.goal, gather(context.job, workdir)), console)
+    console.say()
     places = []
     if context.job.distill.soft_labels == "store":
         manifest = workdir.read_json("store/manifest.json")

@@ -16,6 +16,7 @@ from cluster.gang import run_gang
 from cluster.meter import Meter, Usage
 from cluster.shards import map_shards
 from distill_jobs.accounts import close_accounts, forward_flops, leave_to_the_unfinished, live_held
+from distill_jobs.advising import reach_verdict
 from distill_jobs.audit.evaluate import evaluate as evaluate_models
 from distill_jobs.audit.findings import mistakes, refuse_gaps
 from distill_jobs.audit.stage import audit as audit_models
@@ -175,6 +176,7 @@ def report(context: Context) -> None:
         advance(0, 1)
         with Meter() as meter:
             close_accounts(context)
+            reach_verdict(context.job, context.workdir)
             context.workdir.write("report.html", render(context.workdir).encode())
             log_outcome(context)
         return {}, meter.usage
