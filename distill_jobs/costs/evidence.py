@@ -67,7 +67,8 @@ def _before(job: Job, workdir: Folder) -> Evidence:
     if plan is None:
         return Evidence(metric)
     usd = {stage["stage"]: float(stage["usd"]) for stage in plan["stages"]}
-    upfront = usd.get("teacher", 0.0) + usd.get("capture", 0.0)
+    declared = job.teacher.cost.usd * job.teacher.cost.share if job.teacher.cost is not None else 0.0
+    upfront = declared + usd.get("teacher", 0.0) + usd.get("capture", 0.0)
     # The plan has all arms in one stage: students cost about what baselines do.
     alone = usd["train"] / (2 * len(job.seeds))
     nothing = Estimate(0.0, None, None, "plan.json")

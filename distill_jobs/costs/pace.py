@@ -8,6 +8,7 @@ from scipy.stats import t as student_t
 
 from cluster.errors import FileError
 from cluster.files import Folder
+from distill_jobs.costs.reckon import DECLARED
 from distill_jobs.costs.verdict import Estimate, Iteration
 
 LEVEL = 0.95
@@ -37,7 +38,7 @@ def iteration(workdir: Folder, seeds: tuple[int, ...], usd: dict[str, float]) ->
         saved.append(alone[-1] - share * usd[f"student/{seed}"])
     if not saved:
         return None
-    upfront = usd.get("teacher", 0.0) + usd.get("capture", 0.0)
+    upfront = math.fsum(usd.get(stage, 0.0) for stage in ("teacher", DECLARED, "capture"))
     return Iteration(mean_interval(saved, "ledger.json"), upfront, float(np.mean(alone)), reached, len(saved))
 
 

@@ -66,6 +66,7 @@ def spec(folder: Path, teacher: str) -> dict[str, Any]:
             "train": {"epochs": 60, "batch_size": 32, "learning_rate": 0.01, "evaluate_every": 40},
         },
         "distill": {"temperature": 1.0, "alpha": 0.9},
+        "capture": {"precision": "fp32"},
         "seeds": [0, 1, 2],
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distill_jobs.audit.intervals import paired_gain
+from distill_jobs.audit.resample import paired_gain
 from distill_jobs.costs.advice import decide
 from distill_jobs.costs.verdict import Estimate, Evidence, Iteration, Serving, Verdict
 from distill_jobs.spec.goal import Goal
@@ -101,15 +101,16 @@ def test_a_gain_without_an_interval_is_no_gain() -> None:
 def test_noise_alone_does_not_distil(better: float) -> None:
     """Arms that differ by rows and seeds alone are hardly ever told to distil, and a real gain is."""
     rng, answers = np.random.default_rng(0), []
-    for again in range(60):
+    for _ in range(60):
         rows, seeds = 400, 5
         easy = rng.uniform(0.5, 1.0, rows)
         arms = [
             (rng.random((seeds, rows)) < np.clip(easy + lift + rng.normal(0, 0.01, (seeds, 1)), 0, 1)).astype(float)
             for lift in (better, 0.0)
         ]
-        point, low, high = paired_gain(*arms, np.ones(rows), seed=again)
-        found = replace(GOOD, gain=Estimate(point, low, high, "audit.json"), behind=at(-0.01, 0.005), seeds=seeds)
+        gain = paired_gain(*arms, np.ones(rows))
+        measured = Estimate(gain.value, *gain.interval(), "audit.json")
+        found = replace(GOOD, gain=measured, behind=at(-0.01, 0.005), seeds=seeds)
         answers.append(ask(found).answer)
     distil = answers.count("distil") / len(answers)
     # Nominal is 0.025: of 60 tries more than 6 come out so in one case of a thousand.
