@@ -149,8 +149,8 @@ def carbon(kg: float) -> str:
 
 def _scaled(value: float, whole: str, thousandth: str, millionth: str) -> str:
     if not value:
-        return f"0{_NB}{thousandth}"
+        return f"0{NB}{thousandth}"
     for unit, scale in ((whole, 1.0), (thousandth, 1e3)):
         if value * scale >= 1:
-            return f"{_three(value * scale)}{_NB}{unit}"
-    return f"{_three(value * 1e6)}{_NB}{millionth}"
+            return f"{_three(value * scale)}{NB}{unit}"
+    return f"{_three(value * 1e6)}{NB}{millionth}"

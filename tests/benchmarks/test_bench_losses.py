@@ -24,7 +24,7 @@ import torch
 from loss_studies import ACCURACY, LOG_LOSS, Census, Setting, Sizes, Study, Text
 from study import Book, from_environment
 
-from distill_jobs.audit.intervals import paired_gain
+from distill_jobs.audit.resample import paired_gain
 from distill_jobs.losses import LOSSES, SoftLoss, make_loss
 from distill_jobs.spec.distill import Loss
 
@@ -106,8 +106,8 @@ def table(study: Study, book: Book, settings: dict[str, Setting], seeds: int, te
         for name, digits, unit, scale, better in ((LOG_LOSS, 4, "", 1, -1), (ACCURACY, 2, " %", 100, 1)):
             own = sums(arm, name)
             told.append(f"{scale * own.mean(axis=0).sum() / weights.sum():.{digits}f}{unit}")
-            gain = [scale * each for each in paired_gain(own, sums(PLAIN, name), weights)]
-            told.append(verdict(*gain, better, digits) if soft else "")
+            gain = paired_gain(own, sums(PLAIN, name), weights) * scale
+            told.append(verdict(gain.value, *gain.interval(), better, digits) if soft else "")
         lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines)
 
