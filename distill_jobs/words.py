@@ -61,9 +61,9 @@ def score(metric: str, value: float) -> str:
 
 
 def difference(metric: str, value: float, signed: bool = True) -> str:
-    """A difference of two qualities: percentage points, or perplexity. The minus is a real one."""
+    """A difference of two qualities: percentage points, perplexity or nats. The minus is a real one."""
     number = 100 * value if metric == "accuracy" else value
-    return f"{number:{'+' if signed else ''}.{4 if metric == 'nll' else 2}f}".replace("-", "−")
+    return f"{number:{'+' if signed else ''}.{4 if metric in ('nll', 'nats a token') else 2}f}".replace("-", "−")
 
 
 def unit(metric: str) -> str:

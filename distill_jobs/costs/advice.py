@@ -78,6 +78,17 @@ class _Case:
             source = "plan.json" if self.evidence.predicted else "ledger.json"
             self.reasons.append(Reason(told, extra, None, None, source))
 
+    def note_payback(self) -> None:
+        """After how many requests, and months of those that the goal expects, the cheaper student has paid."""
+        requests, aim = self.evidence.payback_requests, self.aim
+        if requests is None or not isinstance(aim, Deploy):
+            return
+        told = f"Against serving the teacher, distilling has paid after {words.count(requests)} requests"
+        if aim.requests_per_month is not None:
+            months = requests / aim.requests_per_month
+            told += f", which is {words.significant(months)} months at {words.count(aim.requests_per_month)} a month"
+        self.reasons.append(Reason(f"{told}.", requests, None, None, "alternatives.json"))
+
 
 def _limits(case: _Case, aim: Deploy) -> Verdict | None:
     """What the limits alone decide; None where the student keeps them and quality has to decide."""
@@ -152,6 +163,7 @@ def _worth(case: _Case) -> Verdict:
         if evidence.behind is not None:
             case.note(f"The teacher's lead over the student is {case.by(evidence.behind)}.", evidence.behind)
         case.note_money()
+        case.note_payback()
         return case.conclude(
             "distil", "The student learns from its teacher what it does not learn alone.", _doubts(case)
         )
@@ -211,6 +223,10 @@ def _iterate(case: _Case, aim: Iterate) -> Verdict:
 
 def _unmeasured(case: _Case) -> Verdict:
     case.note_money()
+    mistakes = case.evidence.mistakes
+    if mistakes is not None:
+        told = f"At {words.percent(mistakes.value, 2)} of the training positions the teacher is confidently wrong."
+        case.note(told, mistakes)
     then = f"run the job with at least {LEAST_SEEDS} seeds (`distill run`)"
     sentence = "No student and no baseline have been trained and evaluated yet."
     return case.conclude("not yet known", sentence, [_price(case)], then)

@@ -56,6 +56,7 @@ def _after(job: Job, workdir: Folder, audit: dict[str, Any], evaluation: dict[st
         harm=_estimate(audit["negative"]["heldout"]["arms"]["student"]["ratio_to_baseline"]),
         biases=_biases(audit["bias"]),
         iteration=iteration(workdir, job.seeds, usd),
+        payback_requests=priced["distil_or_serve"]["break_even_requests_with_teacher"]["value"] if money else None,
         tune_usd=2 * (job.tune or Tune()).trials * float(np.mean(student)) if student else None,
     )
 
@@ -64,8 +65,9 @@ def _before(job: Job, workdir: Folder) -> Evidence:
     """What a plan predicts of the money; nothing else is known."""
     metric = "nats a token" if job.task == "causal_lm" else "accuracy"
     plan = _read(workdir, "plan.json")
+    mistakes = _estimate({"value": (_read(workdir, "store/negative.json") or {}).get("rate")}, "store/negative.json")
     if plan is None:
-        return Evidence(metric)
+        return Evidence(metric, mistakes=mistakes)
     usd = {stage["stage"]: float(stage["usd"]) for stage in plan["stages"]}
     declared = job.teacher.cost.usd * job.teacher.cost.share if job.teacher.cost is not None else 0.0
     upfront = declared + usd.get("teacher", 0.0) + usd.get("capture", 0.0)
@@ -77,6 +79,7 @@ def _before(job: Job, workdir: Folder) -> Evidence:
         extra_usd=upfront,
         alone_usd=alone,
         iteration=Iteration(nothing, upfront, alone, 0, 0),
+        mistakes=mistakes,
         predicted=True,
     )
 
@@ -94,10 +97,10 @@ def _tuned(trials: dict[str, Any] | None, role: str) -> dict[str, Any]:
     return ((trials or {}).get(role) or {}).get("settings") or {}
 
 
-def _estimate(told: dict[str, Any]) -> Estimate | None:
+def _estimate(told: dict[str, Any], source: str = "audit.json") -> Estimate | None:
     if told.get("value") is None:
         return None
-    return Estimate(float(told["value"]), told.get("low"), told.get("high"), "audit.json")
+    return Estimate(float(told["value"]), told.get("low"), told.get("high"), source)
 
 
 def _serving(evaluation: dict[str, Any], priced: dict[str, Any] | None) -> dict[str, Serving]:

@@ -84,6 +84,8 @@ class Evidence:
         harm: the negative-transfer ratio.
         biases: gaps between slices that distillation introduced or amplified, in words.
         iteration: for the goal ``iterate``.
+        mistakes: the share of training positions at which the teacher is confidently wrong, by the store's labels.
+        payback_requests: from how many requests on serving the student has paid for teacher and distillation.
         predicted: whether the money is a prediction, because nothing was run yet.
         tune_usd: what tuning would cost, about.
     """
@@ -104,6 +106,8 @@ class Evidence:
     harm: Estimate | None = None
     biases: tuple[str, ...] = ()
     iteration: Iteration | None = None
+    mistakes: Estimate | None = None
+    payback_requests: float | None = None
     predicted: bool = False
     tune_usd: float | None = None
 

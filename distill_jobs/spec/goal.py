@@ -12,7 +12,7 @@ Limit = Annotated[float, Field(gt=0)]
 class Aim(Part):
     """What all goals share: ``margin``, the smallest difference in quality that matters to you.
 
-    In the unit of the job's metric: 0.002 of accuracy (0.2 percentage points), 0.5 of perplexity. Gains that are shown
+    Of accuracy for classifiers (0.002 is 0.2 percentage points), nats a token for language models. Gains that are shown
     to be smaller count as none.
     """
 

@@ -92,6 +92,21 @@ def test_the_gravest_doubt_comes_first() -> None:
     assert biased is not None and "sex: selection rate" in biased.text
 
 
+def test_what_serving_saves_is_set_against_what_distilling_cost() -> None:
+    evidence = replace(GOOD, payback_requests=3e6)
+    limits = {"latency_ms": 2.0, "requests_per_month": 1_000_000}
+    (told,) = [reason for reason in ask(evidence, deploy=limits).reasons if reason.source == "alternatives.json"]
+    assert "3.00\u00a0M requests, which is 3.00 months at 1.00\u00a0M a month" in told.text and told.value == 3e6
+    assert not any(reason.source == "alternatives.json" for reason in ask(evidence, accuracy={}).reasons)
+
+
+def test_before_a_run_the_mistakes_that_the_store_tells_of_are_named() -> None:
+    mistakes = Estimate(0.031, None, None, "store/negative.json")
+    verdict = ask(Evidence("accuracy", mistakes=mistakes))
+    assert verdict.answer == "not yet known"
+    assert [(reason.value, reason.source) for reason in verdict.reasons] == [(0.031, "store/negative.json")]
+
+
 def test_a_gain_without_an_interval_is_no_gain() -> None:
     bare = replace(GOOD, gain=Estimate(0.5, None, None, "audit.json"), behind=at(-0.01, 0.005), seeds=1)
     assert ask(bare).answer == "not yet known"
