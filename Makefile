@@ -3,6 +3,9 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
+# A file's tests stay in one process: those of a module share a Ray cluster.
+PYTEST  = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+WORKERS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
@@ -31,11 +34,11 @@ demo-lm: setup   ## distil SmolLM2-135M into 6 of its 30 layers (about 20 minute
 	@$(BIN)/python -m distill_jobs.examples.fetch lm --into demo
 	@$(BIN)/distill run distill_jobs/examples/lm.yaml
 
-test: setup lint ## lint, type check, and the tests but for the slow ones
-	@$(BIN)/python -m pytest
+test: setup lint ## lint, type check, and the tests but for the slow ones; WORKERS=4 on a larger machine
+	@$(PYTEST)
 
 test-all: setup lint ## the tests, and the slow ones too
-	@$(BIN)/python -m pytest -m "not benchmark"
+	@$(PYTEST) -m "not benchmark"
 
 bench: setup     ## the benchmarks; each prints its figures
 	@$(BIN)/python -m pytest -m benchmark -s tests/benchmarks
