@@ -57,8 +57,7 @@ def log_outcome(context: Context) -> None:
         f"quality/student_{metric}": summary["student"]["mean"],
         f"quality/baseline_{metric}": summary["baseline"]["mean"],
         "quality/gain": gain["mean"],
-        "quality/gain_low": gain["low"],
-        "quality/gain_high": gain["high"],
+        **{f"quality/gain_{end}": gain[end] for end in ("low", "high") if gain[end] is not None},
     }
     if context.job.distill.soft_labels == "store":
         numbers["store/bytes"] = workdir.read_json("store/manifest.json")["bytes"]

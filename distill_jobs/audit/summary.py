@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from distill_jobs.audit.intervals import LEVEL
 from distill_jobs.audit.resample import paired_gain
 from distill_jobs.audit.scores import Columns, Scores, rows_of
 
@@ -68,23 +67,21 @@ def _perplexity(nll: float) -> float:
 def _gain(scores: Scores, metric: str) -> dict[str, Any]:
     """The student's value minus the baseline's; for perplexity the interval is that of the mean log-loss, carried over.
 
+    ``low`` and ``high`` are null where there are too few held-out units to say how far it may be off.
     The seeds are paired: student and baseline of one seed start from the same weights and see the same batches.
     """
     what = "correct" if metric == "accuracy" else "nll"
     student, baseline = (scores.of_arm(arm, what).T for arm in ("student", "baseline"))
-    gain = paired_gain(student, baseline, scores.positions, scores.units)
-    point, (low, high) = gain.value, gain.interval()
-    if metric == "perplexity":
-        reference = float(baseline.mean(0).sum() / scores.positions.sum())
-        point, low, high = (_perplexity(reference + d) - _perplexity(reference) for d in (point, low, high))
-    return {
-        "mean": point,
-        "low": low,
-        "high": high,
-        "level": LEVEL,
-        "distinguishable": not low <= 0 <= high,
-        "seeds": len(student),
-    }
+    reference = float(baseline.mean(0).sum() / scores.positions.sum())
+
+    def shape(difference: float) -> float:
+        if metric == "accuracy":
+            return difference
+        return _perplexity(reference + difference) - _perplexity(reference)
+
+    gain = paired_gain(student, baseline, scores.positions, scores.units).as_dict(shape)
+    apart = gain["low"] is not None and not gain["low"] <= 0 <= gain["high"]
+    return {"mean": gain.pop("value"), **gain, "distinguishable": apart, "seeds": len(student)}
 
 
 def _by_slice(scores: Columns, arms: dict[str, tuple[str, ...]], metric: str, column: np.ndarray) -> dict[str, Any]:

@@ -123,6 +123,8 @@ def usd_per_point(m: Measured, gain: dict[str, Any], metric: str, better: str) -
 
     The bounds are those of the gain: its low end makes the dear one. Null where the gain may be nothing.
     """
+    if gain["low"] is None:
+        return estimate(None, f"the gain has no interval: {gain['why']}")
     sign, unit = (1.0 if better == "higher" else -1.0), (100.0 if metric == "accuracy" else 1.0)
     ends = sorted(sign * unit * gain[name] for name in ("low", "high"))
     mean, extra = sign * unit * gain["mean"], extra_usd(m)

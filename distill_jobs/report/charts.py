@@ -47,11 +47,11 @@ def gain(metric: str, better: str, summary: dict[str, Any]) -> Markup:
     pairs = zip(summary["student"]["seeds"], summary["baseline"]["seeds"], strict=False)
     scale = 100 if metric == "accuracy" else 1
     seeds = [scale * (student - baseline) for student, baseline in pairs]
-    low, mean, high = (scale * found[name] for name in ("low", "mean", "high"))
+    mean, ends = scale * found["mean"], [scale * found[end] for end in ("low", "high") if found[end] is not None]
     with styled():
         figure, axes = canvas(1.55)
         axes.axvline(0, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        axes.plot([low, high], [0, 0], color=STUDENT, linewidth=5, alpha=0.45, solid_capstyle="round")
+        axes.plot(ends, [0.0] * len(ends), color=STUDENT, linewidth=5, alpha=0.45, solid_capstyle="round")
         axes.plot(mean, 0, "d", color=STUDENT, markersize=9)
         if len(seeds) > 1:
             axes.plot(seeds, np.full(len(seeds), 0.55), "o", color=FAINT, markersize=4.5)
@@ -59,12 +59,14 @@ def gain(metric: str, better: str, summary: dict[str, Any]) -> Markup:
             [0, 0.55] if len(seeds) > 1 else [0], ["mean", "each seed"][: 2 if len(seeds) > 1 else 1], color=INK
         )
         axes.set_ylim(-0.5, 1.0 if len(seeds) > 1 else 0.5)
-        reach = 1.25 * max(abs(v) for v in (low, high, *seeds, 1e-9))
+        reach = 1.25 * max(abs(v) for v in (mean, *ends, *seeds, 1e-9))
         axes.set_xlim(-reach, reach)
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(f"student minus baseline, {words.unit(metric)} ({better} is better)")
-        text = ", ".join(f"{name} {words.difference(metric, found[name])}" for name in ("mean", "low", "high"))
+        text = ", ".join(
+            f"{name} {words.difference(metric, found[name])}" for name in ("mean", "low", "high")[: 1 + len(ends)]
+        )
         return to_svg(figure, "gain", "Gain of the student over the no-teacher baseline", text)
 
 

@@ -27,13 +27,15 @@ def finding(evaluation: dict[str, Any]) -> Finding:
     metric, summary = evaluation["metric"], evaluation["summary"]
     gain = summary["gain"]
     student, baseline = (words.score(metric, summary[role]["mean"]) for role in ("student", "baseline"))
-    mean, low, high = (words.difference(metric, gain[name]) for name in ("mean", "low", "high"))
-    level = words.percent(gain["level"], 0)
     scores = f"held-out {metric} is {student} with the teacher's soft labels and {baseline} without"
-    interval = f"a difference of {mean} {words.unit(metric)} ({level} interval {low} to {high})"
     seeds = len(summary["student"]["seeds"])
     caution = " It rests on one seed of each: how much another seed would change is not known." if seeds == 1 else ""
-    if gain["low"] <= 0 <= gain["high"]:
+    told = f"a difference of {words.difference(metric, gain['mean'])} {words.unit(metric)}"
+    if gain["low"] is None:
+        return Finding("nothing", f"No interval can be had: {scores}, {told}; {gain['why']}.{caution}")
+    low, high = (words.difference(metric, gain[name]) for name in ("low", "high"))
+    interval = f"{told} ({words.percent(gain['level'], 0)} interval {low} to {high})"
+    if not gain["distinguishable"]:
         told = f"The gain is not distinguishable from nothing: {scores}, {interval}, and the interval includes zero."
         return Finding("nothing", told + caution)
     better = (gain["mean"] > 0) == (evaluation["better"] == "higher")
@@ -47,7 +49,7 @@ def tiles(found: Artifacts) -> list[tuple[str, str]]:
     if found.evaluation is not None:
         metric, summary, models = (found.evaluation[name] for name in ("metric", "summary", "models"))
         gain = summary["gain"]
-        doubt = ", not distinguishable from nothing" if gain["low"] <= 0 <= gain["high"] else ""
+        doubt = "" if gain["distinguishable"] else ", not distinguishable from nothing"
         told = f"{words.unit(metric)} against the no-teacher baseline{doubt}"
         shown.append((words.difference(metric, gain["mean"]), told))
         students = [model for name, model in models.items() if name.startswith("student/")]

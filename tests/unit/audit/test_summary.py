@@ -42,6 +42,11 @@ def test_a_large_gain_is_distinguished_and_none_is_not() -> None:
     assert nothing["mean"] == nothing["low"] == nothing["high"] == 0 and not nothing["distinguishable"]
 
 
+def test_where_there_are_too_few_units_there_is_no_interval() -> None:
+    gain = summarise("classification", scores(1, 3, 0.9, 0.6), {}, ())["summary"]["gain"]
+    assert gain["low"] is gain["high"] is None and not gain["distinguishable"] and "too few units" in gain["why"]
+
+
 def test_values_by_model_and_slice() -> None:
     made = scores(500, 2, 0.8, 0.7)
     speeds = {"teacher": {"latency_ms": 1.0}, "student/0": {"latency_ms": 0.1}}

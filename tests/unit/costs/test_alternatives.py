@@ -47,6 +47,8 @@ def test_distil_or_alone_by_hand() -> None:
     doubtful = priced.usd_per_point(M, {**gain, "low": -0.01}, "accuracy", "higher")
     assert doubtful["high"] is None and "may be nothing" in doubtful["why"]
     assert priced.usd_per_point(M, {**gain, "mean": -0.02}, "accuracy", "higher")["value"] is None
+    unknown = priced.usd_per_point(M, {"mean": 0.02, "low": None, "high": None, "why": "few"}, "accuracy", "higher")
+    assert unknown["value"] is None and unknown["why"] == "the gain has no interval: few"
     lower = priced.usd_per_point(M, {"mean": -2.0, "low": -4.0, "high": -1.0}, "perplexity", "lower")
     assert (lower["value"], lower["low"], lower["high"]) == (57.5, 28.75, 115.0)
 

@@ -173,6 +173,16 @@ def test_the_finding() -> None:
     assert finding(worse).verdict == "hurt"
 
 
+def test_a_gain_without_an_interval(tmp_path: Path) -> None:
+    workdir = finished(tmp_path)
+    few = workdir.read_json("evaluation.json")
+    few["summary"]["gain"] |= {"low": None, "high": None, "why": "too few units", "distinguishable": False}
+    assert finding(few).verdict == "nothing" and "No interval can be had" in finding(few).sentence
+    workdir.write_json("evaluation.json", few)
+    page = html.render(workdir)
+    assert "too few units" in page and "Left out, because it can't be read" not in page
+
+
 def test_many_slices_keep_the_largest() -> None:
     rows = {f"v{i}": {"rows": i, "teacher": 0.9, "student": 0.8, "baseline": 0.7} for i in range(100)}
     picture = charts.slices("accuracy", {"s": rows})
