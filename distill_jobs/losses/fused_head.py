@@ -8,6 +8,7 @@ of a row, H hidden width.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,10 +30,13 @@ class FusedHead:
     Args:
         layer: as it stands in the model.
         scale, softcap: what the model does to its output, see ``OutputHead``.
+        compiled: see ``fused_loss``.
     """
 
-    def __init__(self, layer: nn.Linear, scale: float = 1.0, softcap: float | None = None) -> None:
-        self.layer, self.scale, self.softcap = layer, scale, softcap
+    def __init__(
+        self, layer: nn.Linear, scale: float = 1.0, softcap: float | None = None, compiled: bool = False
+    ) -> None:
+        self.layer, self.scale, self.softcap, self.compiled = layer, scale, softcap, compiled
 
     def loss(
         self,
@@ -66,7 +70,9 @@ class FusedHead:
                 )
             head = OutputHead(self.layer.weight, self.layer.bias, self.scale, self.softcap)
             scored = hidden_BLH[keep]
-            parts, anchor = anchored_loss(scored, head, labels[keep], signal, alpha, temperature, soft, classes)
+            parts, anchor = anchored_loss(
+                scored, head, labels[keep], signal, alpha, temperature, soft, classes, compiled=self.compiled
+            )
             made.append(parts)
             return anchor.to(hidden_BLH.dtype).expand(*labels.shape, 1)
 
@@ -77,10 +83,10 @@ class FusedHead:
         [parts] = made
         # Through these zeros, which went through the rest of the model, all that others do before a layer's backward
         # pass is done for the head too: under ZeRO-3 its weight is gathered when its gradient arrives.
-        return LossParts(parts.total + 0.0 * zeros.float().sum(), parts.hard, parts.soft, parts.positions)
+        return replace(parts, total=parts.total + 0.0 * zeros.float().sum())
 
 
-def fused_head(scorer: Scorer, facts: DataFacts) -> FusedHead | None:
+def fused_head(scorer: Scorer, facts: DataFacts, compiled: bool = False) -> FusedHead | None:
     """The model's output layer as a ``FusedHead``, proven on a few tokens to be one; None where there is none.
 
     To be asked before anybody shards the model. Classifiers, factories, and models that do to their logits what is not
@@ -94,7 +100,7 @@ def fused_head(scorer: Scorer, facts: DataFacts) -> FusedHead | None:
         return None
     finally:
         scorer.train(training)
-    return None if split is None else FusedHead(split.head, split.scale, split.softcap)
+    return None if split is None else FusedHead(split.head, split.scale, split.softcap, compiled)
 
 
 @contextmanager

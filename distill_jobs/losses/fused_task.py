@@ -47,6 +47,7 @@ class FusedTask:
     classes: int
     chunk: int | None
     dtype: torch.dtype
+    compiled: bool = False
 
     @property
     def by_hand(self) -> bool:

@@ -52,7 +52,8 @@ class Train(Part):
     ``ema`` is the decay of a moving average of the weights. ``deepspeed`` takes any further keys of DeepSpeed's
     config. ``max_failures`` is how often a gang that has lost a worker starts again from its last checkpoint.
     ``evaluate_every`` counts the steps between two looks at the validation split; by default one look an epoch.
-    ``fused_loss`` computes a language model's output head and its losses together, in chunks of positions.
+    ``fused_loss`` computes a language model's output head and its losses together, in chunks of positions; ``compiled``
+    has its passes over rows compiled by ``torch.compile`` where that can help.
     """
 
     RESOURCES: ClassVar[frozenset[str]] = frozenset(
@@ -89,7 +90,7 @@ class Train(Part):
     on_bad_step: OnBadStep = OnBadStep()
     evaluate_every: Positive | None = None
     early_stopping: EarlyStopping | None = None
-    fused_loss: bool = True
+    fused_loss: bool | Literal["compiled"] = True
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

@@ -136,7 +136,8 @@ def _train(
     steps = steps_of(train.rows, arm.train.epochs, arm.train.steps, arm.train.batch_size)
     # The same for student and baseline: dropout and the like must not make the arms differ.
     torch.manual_seed(arm.seed)
-    head = fused_head(scorer, train.facts) if arm.train.fused_loss else None
+    fused = arm.train.fused_loss
+    head = fused_head(scorer, train.facts, fused == "compiled") if fused else None
     flops = training_flops(scorer, train.facts)
     student = _by_features(arm, task, scorer, train.facts)
     engine = Engine(student or scorer, _engine_config(arm, steps, rank), rank.device)

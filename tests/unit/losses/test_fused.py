@@ -12,7 +12,9 @@ from torch import Tensor
 from distill_jobs.errors import VocabularyError
 from distill_jobs.losses import LOSSES, LossParts, SoftLoss, distillation_loss, make_loss
 from distill_jobs.losses.fused import fused_loss
+from distill_jobs.losses.fused_head import FusedHead
 from distill_jobs.losses.fused_task import OutputHead
+from distill_jobs.spec.distill import Loss
 from distill_jobs.spec.gate import Gate
 from distill_jobs.store.codecs import Codec
 from distill_jobs.store.codecs.dense import DenseCodec
@@ -175,6 +177,29 @@ def test_float16_survives_a_loss_scale() -> None:
     true = outcome(plain_loss, hidden.detach().double(), exact, labels, None, 0.0, 1.0, classes=C)[3:]
     for ours, wanted in zip(found, true, strict=True):
         assert float((ours.double() - wanted / 3 * scale).norm() / (wanted / 3 * scale).norm()) < 5e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["jensen_shannon", "reverse_kl"])
+def test_compiled_passes_give_the_same(name: str) -> None:
+    torch.manual_seed(8)
+    hidden, labels = torch.randn(N, H, dtype=torch.float64), torch.randint(0, C, (N,))
+    rest = (labels, make_signal(HybridCodec(5, 4)), 0.5, 2.0, make_loss(Loss.model_validate(name)))
+    head = make_head()
+    found, eager = (outcome(fused_loss, hidden, head, *rest, compiled=compiled) for compiled in (True, False))
+    torch.testing.assert_close(found, eager)
+
+
+def test_the_head_tells_what_its_gate_changed() -> None:
+    """Called inside a model, it gives all that ``fused_loss`` gives."""
+    torch.manual_seed(9)
+    layer, hidden, labels = torch.nn.Linear(H, C, bias=False), torch.randn(1, N, H), torch.randint(0, C, (1, N))
+    signal = make_signal(HybridCodec(5, 4), gold=labels[0])
+    soft = make_loss(gate=Gate.model_validate("drop").of("causal_lm"))
+    parts = FusedHead(layer).loss(lambda: layer(hidden), labels, signal, 0.5, 1.0, soft)
+    alone = fused_loss(hidden[0], OutputHead(layer.weight), labels[0], signal, 0.5, 1.0, soft)
+    assert parts.gated is not None and alone.gated is not None
+    torch.testing.assert_close((parts.total, parts.gated), (alone.total, alone.gated))
 
 
 def test_autocast_gives_full_precision_gradients() -> None:
