@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from cluster.files import Folder
 from distill_jobs.costs.rates import Sizes
+from distill_jobs.data.encoder import ENCODER, Encoder
 from distill_jobs.data.facts import SPLITS, DataFacts
 from distill_jobs.data.prepare import finish, fitted, plan
 from distill_jobs.data.sources import Range
@@ -46,6 +47,7 @@ def prepare_sample(job: Job, folder: Folder) -> Sizes:
     if job.data.features.kind == "tabular" or (job.task == "classification" and job.data.classes is None):
         deque(map(FitWorker(work).run, first["train"]), maxlen=0)
         work = fitted(small, work, 1)
+        _keep_encoder(job, work.folder)
     worker = PrepareWorker(work)
     for some in first.values():
         deque(map(worker.run, some), maxlen=0)
@@ -61,3 +63,14 @@ def prepare_sample(job: Job, folder: Folder) -> Sizes:
         prepare_row_seconds=seconds / sum(sampled.values()),
         **{f"{split}_rows": round(rows_of[split]) for split in SPLITS},
     )
+
+
+def _keep_encoder(job: Job, data: Folder) -> None:
+    """A model that another job saved takes rows as its own encoder gives them, which was not fitted on a few rows."""
+    saved = next((m.saved for m in (job.teacher.model, job.student.model) if m.saved is not None), None)
+    tabular = job.data.features.tabular
+    if saved is None or tabular is None or not Folder(saved).exists(ENCODER):
+        return
+    own = Encoder.load(Folder(saved))
+    if [c[0] for c in (*own.numeric, *own.categorical)] == [*tabular.numeric, *tabular.categorical]:
+        data.write(ENCODER, Folder(saved).read(ENCODER))
