@@ -3,7 +3,8 @@
 No rule answers *distil* unless a 95 % interval of the student's gain over a no-teacher baseline of equal budget,
 over at least ``LEAST_SEEDS`` seeds, lies above the goal's margin; noise alone gets there in one case of forty. In turn:
 
-- A limit that only the teacher keeps, or a goal whose quality only it has: *keep the teacher*.
+- A limit that only the teacher keeps, or a goal that lets it stay and a quality that only it has, neither its student
+  nor the baseline: *keep the teacher*.
 - The gain is shown: *distil*.
 - There is nothing to pass on (the teacher is not shown to be better than the baseline), the gain is shown to be within
   the margin, or a tuned student shows no gain: *train the student alone*.
@@ -64,7 +65,7 @@ class _Case:
         gain = self.evidence.gain
         assert gain is not None
         self.note(
-            f"The student is better than a no-teacher baseline of equal budget by {self.by(gain)}, over "
+            f"The student's gain over a no-teacher baseline of equal budget is {self.by(gain)}, over "
             f"{self.evidence.seeds} seeds and {self.evidence.rows:,} held-out rows.",
             gain,
         )
@@ -137,12 +138,18 @@ def _keeps(case: _Case, aim: Deploy, role: str) -> bool:
 
 
 def _keep(case: _Case) -> Verdict | None:
-    """Keep the teacher where nothing forbids it and it is shown to be better, or where it can't be told."""
-    behind, aim = case.evidence.behind, case.aim
+    """Keep the teacher where nothing forbids it and it is shown to be better than both that are smaller, or where it
+    can't be told."""
+    behind, headroom, aim = case.evidence.behind, case.evidence.headroom, case.aim
     if behind is None or behind.at_most(aim.margin):
+        return None
+    if headroom is not None and not headroom.above(aim.margin):
+        # What is trained alone does as well, whatever the teacher's soft labels have done to the student.
         return None
     if behind.above(aim.margin):
         case.note(f"The teacher is better than its student by {case.by(behind)}.", behind)
+        if headroom is not None:
+            case.note(f"It is better than the baseline by {case.by(headroom)}.", headroom)
         sentence = "The student does not reach its teacher, which the goal allows to be kept."
         return case.conclude("keep the teacher", sentence, [_price(case), _point(case)])
     if case.kind != "accuracy" or not behind.bounded or behind.value <= aim.margin:
@@ -170,7 +177,7 @@ def _worth(case: _Case) -> Verdict:
     case.note_money()
     headroom = evidence.headroom
     if headroom is not None and not headroom.above(margin) and not gain.above(margin):
-        case.note(f"The teacher itself is better than the baseline by only {case.by(headroom)}.", headroom)
+        case.note(f"The teacher's own lead over the baseline is only {case.by(headroom)}.", headroom)
         sentence = "There is nothing to be seen that the teacher could pass on."
         return case.conclude("train the student alone", sentence, [_untuned(case), _point(case)])
     if few:

@@ -48,6 +48,12 @@ def ask(evidence: Evidence, **goal: Any) -> Verdict:
         (NO_GAIN, {"accuracy": {}}, "not yet known"),
         (replace(NO_GAIN, tuned=True), {"accuracy": {}}, "train the student alone"),
         (replace(NO_GAIN, headroom=at(0.0, 0.01)), {"accuracy": {}}, "train the student alone"),
+        # The teacher is better than a student that it has harmed, but not than one that it left alone.
+        (
+            replace(NO_GAIN, gain=at(-0.01, 0.005), behind=at(0.01, 0.005), headroom=at(0.0, 0.01)),
+            {"accuracy": {}},
+            "train the student alone",
+        ),
         (replace(NO_GAIN, gain=at(0.0, 0.001)), {"accuracy": {"margin": 0.005}}, "train the student alone"),
         (Evidence("accuracy"), {"accuracy": {}}, "not yet known"),
         (GOOD, {"deploy": {"latency_ms": 2.0}}, "distil"),
