@@ -12,6 +12,7 @@ from distill_jobs.report.plot import Axis, Plot, Series, Surface
 from distill_jobs.report.svg import GRID, INK, STUDENT, canvas, styled, to_svg
 
 _LABEL = 30
+_LEGEND_LETTERS = 54  # that stand in a row of the legend
 _SHADES = 7
 _DECADES = 3
 _DASH = {"solid": "-", "dash": (0, (4, 3)), "dot": (0, (1, 2))}
@@ -35,9 +36,9 @@ def draw(plot: Plot) -> Markup:
         if plot.y.names is not None:
             axes.set_ylim(len(plot.y.names) - 0.4, -0.6)
             axes.grid(axis="y", visible=False)
-        named = [series for series in plot.series if series.name]
+        named = [len(series.name) for series in plot.series if series.name]
         if len(named) > 1:
-            columns = min(len(named), 3)
+            columns = max(1, min(len(named), 3, _LEGEND_LETTERS // max(named)))
             figure.legend(frameon=False, fontsize=8, ncols=columns, loc="outside lower center", handlelength=1.6)
         return to_svg(figure, plot.name, plot.title, plot.said)
 
