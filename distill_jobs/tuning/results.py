@@ -37,7 +37,7 @@ from distill_jobs.spec.tune import Tune
 from distill_jobs.tuning.importance import importance
 from distill_jobs.tuning.picture import picture
 from distill_jobs.tuning.savings import savings
-from distill_jobs.tuning.space import Space
+from distill_jobs.tuning.space import Space, baseline_space
 from distill_jobs.tuning.surface import ALPHA, T, surface
 from distill_jobs.tuning.trial import SEED
 
@@ -122,7 +122,10 @@ class Outcome:
     @property
     def best(self) -> Job:
         """The job with the best settings of the student, and the baseline's own."""
-        best = self.rounds[-1].space.apply(self.rounds[-1].best_settings)
+        best = self.student.space.apply(self.student.best_settings)
+        if self.baseline is not None:
+            # The job that the baseline was searched in has of the student only what both share.
+            best = baseline_space(best, self.spec.search).apply(self.baseline.best_settings)
         own = best.distill.gate.of(best.task)
         others = tuple(gate for gate in self.job.audit.gates if gate.of(best.task) != own)
         return best.model_copy(update={"audit": best.audit.model_copy(update={"gates": others})})
