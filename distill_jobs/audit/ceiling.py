@@ -110,7 +110,7 @@ class Ceiling:
 def sentences(found: dict[str, Any]) -> list[str]:
     """What the numbers say, plainly: the gain, the teacher surpassed or not, the way left to the ceiling, the seeds."""
     unit = "nats a token" if found["better"] == "lower" else "percentage points"
-    said = [_gain(found["gain"], unit), _teacher(found["student_over_teacher"], unit), _closed(found["gap_closed"])]
+    said = [_gain(found["gain"], unit), _teacher(found["student_over_teacher"], unit), _closed(found)]
     if found["seeds"] == 1:
         said.append(
             "All of it rests on one seed: how much another would change is not known, and no interval holds it."
@@ -138,7 +138,8 @@ def _teacher(over: dict[str, Any], unit: str) -> str:
     return f"The student stays below its teacher: {told}."
 
 
-def _closed(closed: dict[str, Any]) -> str:
+def _closed(found: dict[str, Any]) -> str:
+    closed, lead = found["gap_closed"], found["teacher_over_baseline"]["value"]
     if closed["value"] is None:
         return f"How much of the gap was closed is not defined: {closed['why']}."
     ends = (
@@ -146,6 +147,9 @@ def _closed(closed: dict[str, Any]) -> str:
         if closed["low"] is None
         else f" ({percent(LEVEL, 0)} interval {100 * closed['low']:.0f} to {100 * closed['high']:.0f})"
     )
+    if lead < 0:
+        told = "The teacher is worse than the baseline: there is no gap to close, and of the way down to it the student"
+        return f"{told} went {100 * closed['value']:.0f} %{ends}."
     return f"Of the gap between baseline and teacher the student closes {100 * closed['value']:.0f} %{ends}."
 
 

@@ -177,8 +177,10 @@ def _worth(case: _Case) -> Verdict:
     case.note_money()
     headroom = evidence.headroom
     if headroom is not None and not headroom.above(margin) and not gain.above(margin):
-        case.note(f"The teacher's own lead over the baseline is only {case.by(headroom)}.", headroom)
+        case.note(f"The teacher's own lead over the baseline is {case.by(headroom)}.", headroom)
         sentence = "There is nothing to be seen that the teacher could pass on."
+        if headroom.below(0.0):
+            sentence = "The teacher itself is worse than what is trained without it."
         return case.conclude("train the student alone", sentence, [_untuned(case), _point(case)])
     if few:
         then = f"train at least {LEAST_SEEDS} seeds: how much chance there is in one run is not known"

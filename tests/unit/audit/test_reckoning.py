@@ -76,6 +76,15 @@ def test_the_ceiling_says_what_was_built_in(fair: tuple[Scores, Any]) -> None:
     assert "better than the no-teacher baseline" in told and "stays below its teacher" in told and "shared" in told
 
 
+def test_no_gap_is_said_to_be_closed_to_a_teacher_that_is_worse() -> None:
+    generator = np.random.default_rng(4)
+    label, groups = people(3000, generator)
+    shares = {"teacher": 0.30} | {f"student/{s}": 0.20 for s in range(3)} | {f"baseline/{s}": 0.10 for s in range(3)}
+    scores = classified(label, {name: noisy(label, share, generator) for name, share in shares.items()}, groups)
+    told = " ".join(reckoned(scores)["ceiling"]["sentences"])
+    assert "worse than the baseline: there is no gap to close" in told and "surpasses its teacher" in told
+
+
 def test_fidelity_where_the_teacher_is_right_and_wrong(fair: tuple[Scores, Any]) -> None:
     scores, found = fair
     right = scores.columns["teacher.correct"] == 1

@@ -90,6 +90,10 @@ def test_the_answer_follows_the_evidence(evidence: Evidence, goal: dict[str, Any
         assert any(reason.value is not None and reason.source for reason in verdict.reasons)
 
 
+def test_a_teacher_that_is_worse_is_called_so() -> None:
+    assert "worse than what is trained without it" in ask(replace(NO_GAIN, headroom=at(-0.05, 0.01))).sentence
+
+
 def test_the_gravest_doubt_comes_first() -> None:
     evidence = replace(GOOD, behind=at(-0.01, 0.005), harm=at(1.5, 0.25))
     told = ask(evidence).against
