@@ -10,6 +10,7 @@ from distill_jobs.data.prepare import data_digest
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.models.brought import brought_digest
 from distill_jobs.spec import Job, Model, Train
+from distill_jobs.spec.distill import Distill
 from distill_jobs.spec.features import inputs_of as features_inputs
 from distill_jobs.stage import Status, flatten, status
 from distill_jobs.store import SCHEMA_VERSION
@@ -28,6 +29,7 @@ def inputs_of(job: Job) -> Inputs:
     tree = job.model_dump(mode="json")
     data = _without(tree["data"], _RESOURCES | _PLACES)
     tree["teacher"]["train"] = _without(tree["teacher"]["train"], Train.RESOURCES)
+    tree["teacher"]["model"] = _given(tree["teacher"]["model"])
     declared = tree["teacher"].pop("cost")  # What it has cost makes no other teacher of it.
     code = {"code": __version__}
     prepare = {**code, "task": job.task, **flatten(data, "data"), "content": data_digest(job)}
@@ -48,10 +50,11 @@ def inputs_of(job: Job) -> Inputs:
     if job.capture.features:
         capture |= flatten(features_inputs(job.capture.features), "capture")
     inputs = {"prepare": prepare, "teacher": teacher, "capture": capture}
-    student = {**code, **_student(job, job.student.train), "weights": _weights(job.student.model)}
+    both = {**code, "weights": _weights(job.student.model)}
+    student = {**both, **_student(job, job.student.train)}
     # A baseline reads nothing of the teacher, unless it starts as a part of it: another T or alpha leaves it alone.
     start = {"teacher": digest(teacher)} if job.student.model.from_teacher else {}
-    alone = {**student, **_student(job, job.baseline_train)}
+    alone = {**both, **_student(job, job.baseline_train)}
     mix = {"distill.mix": tree["distill"]["mix"], "mixed": _mixed(job)}
     if job.distill.teachers:
         # A baseline too: it goes without the rows that any of them has in quarantine.
@@ -59,7 +62,8 @@ def inputs_of(job: Job) -> Inputs:
     for seed in job.seeds:
         own = {**student, **mix, "seed": seed}
         for role, distill in job.taught.items():
-            inputs[f"{role}/{seed}"] = {**own, "capture": digest(capture), **flatten(distill.inputs(), "distill")}
+            taught = {**flatten(distill.inputs(), "distill"), **_compared(job, distill)}
+            inputs[f"{role}/{seed}"] = {**own, "capture": digest(capture), **taught}
         inputs[f"baseline/{seed}"] = {**alone, **mix, "seed": seed, "prepare": digest(prepare), **start}
     arms = {name: digest(values) for name, values in inputs.items() if "/" in name}
     evaluated = {**flatten(tree["evaluate"], "evaluate"), **columns_of(job)}
@@ -145,7 +149,14 @@ def statuses_of(job: Job, inputs: Inputs, stage: str) -> list[Status]:
 def _student(job: Job, train: Train) -> dict[str, Any]:
     """The student's part of the spec, trained by ``train``, flat."""
     tree = job.student.model_dump(mode="json")
+    tree["model"] = _given(tree["model"])
     return flatten({**tree, "train": _without(train.model_dump(mode="json"), Train.RESOURCES)}, "student")
+
+
+def _compared(job: Job, distill: Distill) -> dict[str, int]:
+    """The rows among which a loss compares one with another; nothing for one that takes each row by itself."""
+    within = distill.features is not None and distill.features.loss == "cka"
+    return {"distill.features.micro_batch": job.student.train.rows_per_micro_batch} if within else {}
 
 
 def _tuned(job: Job) -> dict[str, str]:
@@ -161,6 +172,11 @@ def _mixed(job: Job) -> list[str]:
 
 def _weights(model: Model) -> str | None:
     return brought_digest(model) if model.kind in ("hf", "gguf", "factory", "saved") else None
+
+
+def _given(model: dict[str, Any]) -> dict[str, Any]:
+    """A model of the spec without the kind ``saved``, which came later, where it is none: no digest changes."""
+    return {kind: value for kind, value in model.items() if kind != "saved" or value is not None}
 
 
 def _without(part: dict[str, Any] | None, names: Set[str]) -> dict[str, Any] | None:

@@ -50,6 +50,19 @@ def test_only_what_asks_for_features_is_redone(monkeypatch: pytest.MonkeyPatch) 
     }
 
 
+@pytest.mark.parametrize(("loss", "redone"), [("mse", False), ("cosine", False), ("cka", True)])
+def test_another_micro_batch_is_another_loss_where_rows_are_compared(
+    monkeypatch: pytest.MonkeyPatch, loss: str, redone: bool
+) -> None:
+    features = {
+        "capture__features": STORED,
+        "distill__features": {**PAIRS, "loss": loss},
+        "student__train__batch_size": 64,
+    }
+    one, other = (digests(monkeypatch, **features, student__train__micro_batch=rows) for rows in (16, 32))
+    assert (one["student/0"] != other["student/0"]) == redone and one["baseline/0"] == other["baseline/0"]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -1,12 +1,13 @@
 """Where a student may start from, and what is trained of it."""
 
+import json
 from typing import Any
 
 import pytest
 
 from distill_jobs.errors import SpecError
 from distill_jobs.inputs import arms_of, inputs_of
-from distill_jobs.spec import Job, parse_job
+from distill_jobs.spec import Job, Train, parse_job
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "attention_heads": 4, "key_value_heads": 2, "layers": 3}
 
@@ -69,3 +70,21 @@ def test_students_and_baselines_hang_on_the_teacher_that_they_are_pruned_from(mo
     other = inputs_of(job({**model, "lora": {"rank": 8}}))
     changed = {name for name, value in inputs["baseline/0"].items() if other["baseline/0"].get(name) != value}
     assert changed == {"student.lora.rank"}
+
+
+def test_what_came_later_changes_no_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill_jobs.inputs.data_digest", lambda _: "rows")
+    inputs = inputs_of(job({"model": {"prune_teacher": SIZES}}))
+    assert not [name for values in inputs.values() for name in values if name.endswith("model.saved")]
+
+
+def test_a_baseline_hangs_on_nothing_that_it_has_in_the_students_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill_jobs.inputs.data_digest", lambda _: "rows")
+
+    def baseline(patience: int) -> dict[str, Any]:
+        train = {"early_stopping": {"patience": patience}}
+        found = job({"model": {"config": {"model_type": "llama"}}}, baseline={"train": {"early_stopping": None}})
+        student = found.student.model_copy(update={"train": Train.model_validate_json(json.dumps(train))})
+        return inputs_of(found.model_copy(update={"student": student}))["baseline/0"]
+
+    assert baseline(3) == baseline(4) and baseline(3)["student.train.early_stopping"] is None
