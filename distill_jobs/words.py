@@ -90,7 +90,7 @@ def model_name(model: Any) -> str:
     if kind == "config":
         return f"{value.get('model_type', 'transformer')} from a config"
     if kind == "saved":
-        return str(value).rstrip("/").removesuffix("/model").split("/", 1)[-1]
+        return "/".join(PurePosixPath(str(value).rstrip("/").removesuffix("/model")).parts[-2:])
     if kind == "factory":
         return str(value.get("target", "factory")).rpartition(":")[2]
     if kind == "init_from_teacher":

@@ -12,7 +12,13 @@ from distill_jobs.costs.ledger import LEDGER, Ledger
 from distill_jobs.costs.plan import PLAN, predicted_against_actual
 from distill_jobs.errors import DataError
 
-STAGE_FOLDERS = {"prepare": "data", "teacher": "teacher", "capture": "store", "evaluate": "evaluation"}
+STAGE_FOLDERS = {
+    "prepare": "data",
+    "teacher": "teacher",
+    "capture": "store",
+    "evaluate": "evaluation",
+    "audit": "audit",
+}
 
 
 FILES = {
@@ -111,11 +117,12 @@ def _against(workdir: Folder, found: Artifacts) -> dict[str, Any] | None:
 
 
 def _arms(found: Artifacts) -> list[str]:
-    seeds = found.spec.get("seeds")
+    seeds, stages = found.spec.get("seeds"), [str(entry["stage"]) for entry in found.entries]
+    gates = [stage for stage in stages if stage.startswith("gate-")]
     if isinstance(seeds, list):
-        return [f"{role}/{seed}" for role in ("student", "baseline") for seed in seeds if isinstance(seed, int)]
-    stages = [str(entry["stage"]) for entry in found.entries]
-    return [stage for stage in stages if stage.split("/")[0] in ("student", "baseline")]
+        arms = [f"{role}/{seed}" for role in ("student", "baseline") for seed in seeds if isinstance(seed, int)]
+        return arms + gates
+    return [stage for stage in stages if stage.split("/")[0] in ("student", "baseline")] + gates
 
 
 def _mapping(workdir: Folder, name: str, damaged: list[str]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from report_cases import HOSTILE, STATISTICS, evaluation, finished
 
 from cluster.files import Folder
+from distill_jobs.costs.ledger import Ledger
 from distill_jobs.report import charts, html
 from distill_jobs.report.artifacts import collect
 from distill_jobs.report.findings import finding
+from distill_jobs.words import model_name
 
 
 class _Reader(HTMLParser):
@@ -193,3 +196,19 @@ def test_collecting_without_a_spec_finds_arms_in_the_ledger(tmp_path: Path) -> N
     workdir = finished(tmp_path)
     (tmp_path / "spec.yaml").unlink()
     assert set(collect(workdir).histories) >= {"teacher", "student/0", "baseline/2"}
+
+
+def test_the_audit_and_gate_arms_are_among_the_stages(tmp_path: Path) -> None:
+    workdir = finished(tmp_path)
+    ledger = Ledger(workdir)
+    for stage in ("audit", "gate-drop/0"):
+        ledger.enter(replace(ledger.entries()[0], stage=stage))
+        workdir.write_json(f"{stage}/stage.json", workdir.read_json("data/stage.json"))
+    workdir.write_json("gate-drop/0/history.json", workdir.read_json("student/0/history.json"))
+    found = collect(workdir)
+    assert {"audit", "gate-drop/0"} <= found.stages.keys() and "gate-drop/0" in found.histories
+
+
+def test_a_teacher_of_another_job_is_named_without_the_way_there() -> None:
+    for path in ("runs/damaged/teacher/model", "/home/me/runs/damaged/teacher/model/"):
+        assert model_name({"saved": path}) == "damaged/teacher"
