@@ -57,7 +57,7 @@ def pipeline_of(run: TrackedRun) -> Pipeline:
         raise NotReadyError(f"MLflow's run {run.run_id} is not that of a pipeline: give the run above it")
     metrics = run.metrics
     metric = next((name for name in _HIGHER if f"quality/student_{name}" in metrics), "")
-    stages = [each for each in run.nested if "cost/usd" in each.metrics]
+    stages = {each.tags.get("distill.stage", each.name): each for each in run.nested if "cost/usd" in each.metrics}
     latency = {role: _of(run, role, "quality/latency_ms") for role in ROLES}
     return Pipeline(
         name=run.name,
@@ -67,7 +67,8 @@ def pipeline_of(run: TrackedRun) -> Pipeline:
         quality={role: _estimate(metrics, f"quality/{role}_{metric}") for role in ROLES} if metric else {},
         gain=_estimate(metrics, "quality/gain") if metric else None,
         latency_ms={role: value for role, value in latency.items() if value is not None},
-        usd={each.tags.get("distill.stage", each.name): each.metrics["cost/usd"] for each in stages},
+        # What trials cost is counted in the stage that ran them.
+        usd={stage: each.metrics["cost/usd"] for stage, each in stages.items() if not stage.startswith("tune/")},
         settings=run.params,
         verdict=run.tags.get("distill.verdict", ""),
         sentence=run.tags.get("distill.verdict_sentence", ""),

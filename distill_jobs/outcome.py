@@ -68,7 +68,12 @@ def log_outcome(context: Context) -> None:
         run.metrics({f"quality/{what}": v for what, v in measured.items() if isinstance(v, int | float)})
         if name.split("/")[0] in _REGISTERED:
             run.model_tags(tags)
-        run.end("FINISHED")
+    # Also of what no stage stands for, and of stages that an earlier pipeline's run has: so these add up to the total.
+    entered = [entry for entry in context.ledger.entries() if entry.kind != "unfinished" and entry.stage != "report"]
+    for entry in entered:
+        context.tracked(entry.stage).metrics(cost_metrics(entry))
+    for name in dict.fromkeys([*evaluation["models"], *(entry.stage for entry in entered)]):
+        context.tracked(name).end("FINISHED")
     with tempfile.TemporaryDirectory() as scratch:
         for name in _ARTIFACTS:
             if workdir.exists(name):

@@ -54,16 +54,17 @@ class Pipeline:
     def made_for(self, role: str) -> float:
         """US dollars to make one model of that role: its own training and all that it needs before.
 
-        A teacher: data and its training. A baseline: data and its training, on average over the seeds. A student: the
-        same, the teacher and the capture. The gang's start-up is shared evenly among the arms.
+        A teacher: data and its training, or what it is declared to have cost. A baseline: data and its training, on
+        average over the seeds. A student: the same, the teacher and the capture. The gang's start-up is shared evenly
+        among the arms.
         """
         own: dict[str, list[float]] = defaultdict(list)
         for stage, usd in self.usd.items():
             own[stage.partition("/")[0] if stage.partition("/")[2].isdigit() else stage].append(usd)
         arms = sum(len(values) for stage, values in own.items() if stage in ("student", "baseline") or "gate-" in stage)
         need = {
-            "teacher": ("prepare", "teacher"),
-            "student": ("prepare", "teacher", "capture"),
+            "teacher": ("prepare", "teacher", "teacher/declared"),
+            "student": ("prepare", "teacher", "teacher/declared", "capture"),
             "baseline": ("prepare",),
         }
         usd = sum(sum(own[stage]) for stage in need[role])

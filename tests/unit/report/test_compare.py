@@ -43,6 +43,8 @@ def test_a_model_costs_what_it_needs() -> None:
     assert some.made_for("baseline") == 1.0 + 2.0 + 1.0, "data, training, and a fourth of the gang's start-up"
     assert some.made_for("student") == 1.0 + 10.0 + 2.0 + 4.0 + 1.0
     assert some.total_usd == 36.0
+    brought = pipeline("b", 0.85, usd={"prepare": 1.0, "teacher/declared": 100.0, "student/0": 3.0})
+    assert brought.made_for("teacher") == 101.0 and brought.made_for("student") == 104.0
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
@@ -118,6 +120,9 @@ def logged(home: Folder) -> Callable[[str, float], Run]:
             run = parent.child(stage, {"distill.stage": stage})
             run.metrics({"cost/usd": usd, "quality/latency_ms": 0.2 if "student" in stage else None})
             run.end()
+        trial = parent.child("tune/student-1", {"distill.stage": "tune/student-1"})
+        trial.metrics({"cost/usd": 99.0})
+        trial.end()
         parent.metrics({f"quality/{role}_accuracy": 0.8 for role in ("teacher", "student", "baseline")})
         parent.metrics({"quality/gain": 0.01, "quality/gain_low": -0.01, "quality/gain_high": 0.03})
         parent.metrics(intervals_of(audit()))
@@ -164,7 +169,9 @@ def test_the_outcome_goes_to_mlflow(home: Folder, tmp_path: Path) -> None:
     runs: dict[str, Run] = {}
 
     def tracked(name: str) -> Run:
-        return runs.setdefault(name, parent.child(name, {"distill.stage": name}))
+        if name not in runs:
+            runs[name] = parent.child(name, {"distill.stage": name})
+        return runs[name]
 
     tracker.client.create_registered_model("adult-student")
     tracker.client.create_model_version("adult-student", str(tmp_path), run_id=tracked("student/0").run_id)
@@ -185,3 +192,5 @@ def test_the_outcome_goes_to_mlflow(home: Folder, tmp_path: Path) -> None:
     assert tuned == {"tune/trials.json", "tune/surface.json", "tune/importance.json"}
     read = pipeline_of(read_run(tracker.uri, str(parent.run_id)))
     assert read.quality["student"]["low"] == pytest.approx(0.84) and read.latency_ms["student"] == 0.09
+    assert "train/start-up" in read.usd and read.total_usd == pytest.approx(context.ledger.totals().usd)
+    assert not [each.name for each in read_run(tracker.uri, str(parent.run_id)).nested if not each.ended]
