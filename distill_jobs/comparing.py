@@ -39,12 +39,12 @@ def compare(runs: Sequence[str], out: str, tracking: str | None, console: Consol
     if len(known) < 2:
         raise NotReadyError("a comparison takes two pipelines at least: give the ids of their MLflow runs, or workdirs")
     pipelines = named_apart(list(known.values()))
-    folder, _, name = out.rpartition("/")
-    Folder(folder or ".").write(name, page(pipelines).encode())
+    folder, slash, name = out.rpartition("/")
+    Folder(folder or slash or ".").write(name or "compare.html", page(pipelines).encode())
     console.table("compared", *_table(pipelines))
     for sentence in findings(pipelines):
         console.say(sentence)
-    console.say(f"page: {out}")
+    console.say(f"page: {out if name else f'{out}compare.html'}")
 
 
 def pipeline_of(run: TrackedRun) -> Pipeline:
@@ -64,8 +64,8 @@ def pipeline_of(run: TrackedRun) -> Pipeline:
         run_id=run.run_id,
         metric=metric,
         better=_HIGHER.get(metric, "higher"),
-        quality={role: _estimate(metrics, f"quality/{role}_{metric}") for role in ROLES} if metric else {},
-        gain=_estimate(metrics, "quality/gain") if metric else None,
+        quality={role: found for role in ROLES if (found := _estimate(metrics, f"quality/{role}_{metric}"))},
+        gain=_estimate(metrics, "quality/gain"),
         latency_ms={role: value for role, value in latency.items() if value is not None},
         # What trials cost is counted in the stage that ran them.
         usd={stage: each.metrics["cost/usd"] for stage, each in stages.items() if not stage.startswith("tune/")},
@@ -111,7 +111,9 @@ def _of(run: TrackedRun, role: str, metric: str) -> float | None:
     return next((each.metrics[metric] for each in own if metric in each.metrics), None)
 
 
-def _estimate(metrics: Any, name: str) -> dict[str, Any]:
+def _estimate(metrics: Any, name: str) -> dict[str, Any] | None:
+    if name not in metrics:
+        return None
     return {"value": metrics[name], "low": metrics.get(f"{name}_low"), "high": metrics.get(f"{name}_high")}
 
 
@@ -120,7 +122,7 @@ def _table(pipelines: Sequence[Pipeline]) -> tuple[list[str], list[list[Any]]]:
     on = {point.name for some in comparable for point in front(points_of(some), some[0].better)}
     rows = []
     for p in pipelines:
-        scores = [words.score(p.metric, p.quality[role]["value"]) if p.quality else "–" for role in ROLES]
+        scores = [words.score(p.metric, p.quality[r]["value"]) if r in p.quality else "–" for r in ROLES]
         gain = words.difference(p.metric, p.gain["value"]) if p.gain else "–"
         mark = ", ".join(role for role in ROLES if f"{p.name}, {role}" in on) or "–"
         rows.append([p.name, p.metric or "–", *scores, gain, words.money(p.total_usd), p.verdict or "–", mark])

@@ -21,7 +21,7 @@ def answer(verdict: dict[str, Any]) -> Answer:
         sentence=str(verdict["sentence"]),
         reasons=[_reason(reason) for reason in verdict["reasons"]],
         against=_reason(against) if against else None,
-        then=verdict.get("next"),
+        then=str(verdict["next"]) if verdict.get("next") else None,
         tone=_TONES.get(word, ""),
     )
 

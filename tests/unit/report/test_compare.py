@@ -15,7 +15,7 @@ from rich.console import Console as Rich
 
 from cluster.errors import TrackingError
 from cluster.files import Folder
-from cluster.tracked import read_run
+from cluster.tracked import TrackedRun, read_run
 from cluster.tracking import Run, Tracker
 from distill_jobs.comparing import compare, named_apart, pipeline_of
 from distill_jobs.console import Console
@@ -149,6 +149,8 @@ def test_pipelines_are_read_back_from_mlflow(
     assert f"census {str(one.run_id)[:6]}" in text and "distill.alpha" in text and "2 pipelines compared" in text
     printed = told.export_text()
     assert "train the student alone" in printed and f"page: {out}" in printed
+    compare([str(home / "one"), str(two.run_id)], f"{tmp_path}/other/", one.tracker.uri, Console(told))
+    assert (tmp_path / "other" / "compare.html").exists() and "other/compare.html" in told.export_text()
     with pytest.raises(NotReadyError, match="two pipelines at least"):
         compare([str(home / "one"), str(one.run_id)], str(out), one.tracker.uri, Console(told))
     with pytest.raises(NotReadyError, match="not that of a pipeline"):
@@ -161,6 +163,13 @@ def test_pipelines_are_read_back_from_mlflow(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(NotReadyError, match="Give --tracking"):
         compare([str(one.run_id), str(two.run_id)], str(out), None, Console(told))
+
+
+def test_what_a_run_lacks_is_left_out() -> None:
+    run = TrackedRun("0" * 32, "p", {}, {"quality/student_accuracy": 0.8}, {"distill.task": "classification"})
+    read = pipeline_of(run)
+    assert read.quality.keys() == {"student"} and read.gain is None and read.total_usd == 0.0
+    assert "p, student" in page([read, pipeline("q", 0.9)])
 
 
 def test_the_outcome_goes_to_mlflow(home: Folder, tmp_path: Path) -> None:

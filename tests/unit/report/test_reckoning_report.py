@@ -75,6 +75,12 @@ def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
     assert f"Left out, because it can't be read: {name}" in html.render(workdir)
 
 
+def test_a_verdict_of_another_shape_is_text(tmp_path: Path) -> None:
+    workdir = Folder(str(tmp_path))
+    workdir.write_json("verdict.json", {**verdict(), "next": ["<b>"]})
+    assert "[&#39;&lt;b&gt;&#39;]" in html.render(workdir)
+
+
 def test_damage_costs_only_its_own_section(tmp_path: Path) -> None:
     workdir = reckoned(Folder(str(tmp_path)))
     workdir.write_json("audit.json", {"bias": {"columns": {"sex": 3}}})
