@@ -6,6 +6,7 @@ from typing import Any
 from cluster.files import Folder, digest, sha256
 from distill_jobs import __version__
 from distill_jobs.audit.evaluate import columns_of
+from distill_jobs.audit.stage import learning_rate
 from distill_jobs.data.prepare import data_digest
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.models.brought import brought_digest
@@ -69,6 +70,8 @@ def inputs_of(job: Job) -> Inputs:
     evaluated = {**flatten(tree["evaluate"], "evaluate"), **columns_of(job)}
     inputs["evaluate"] = {**code, **arms, "teacher": digest(teacher), **evaluated}
     inputs["audit"] = {**code, "evaluate": digest(inputs["evaluate"]), **flatten(tree["audit"], "audit")}
+    if learning_rate(job, Folder(job.workdir))["tuned"]:
+        inputs["audit"]["learning_rate"] = "tuned"
     costs = flatten(job.costs.inputs(), "costs") | (flatten(declared, "teacher.cost") if declared else {})
     goal = flatten(tree["goal"], "goal") if job.goal != Job.model_fields["goal"].default else {}
     inputs["report"] = {**code, "audit": digest(inputs["audit"]), **costs, **goal, **_tuned(job)}

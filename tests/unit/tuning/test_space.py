@@ -119,3 +119,13 @@ def test_what_tuning_found_renews_the_report_alone(tmp_path: Path) -> None:
     (tmp_path / "run" / "tune" / "trials.json").write_text("{}")
     after = inputs_of(small)
     assert {name for name in before if before[name] != after[name]} == {"report"}
+
+
+def test_an_audit_is_renewed_once_the_baselines_rate_is_a_tuned_one(tmp_path: Path) -> None:
+    small = job(tmp_path)
+    before = inputs_of(small)
+    (tmp_path / "run" / "tune").mkdir(parents=True)
+    for rate, renewed in ((2 * small.baseline_train.learning_rate, False), (small.baseline_train.learning_rate, True)):
+        found = {"baseline": {"settings": {"student.train.learning_rate": rate}}}
+        (tmp_path / "run" / "tune" / "trials.json").write_text(json.dumps(found))
+        assert (inputs_of(small)["audit"] != before["audit"]) == renewed
