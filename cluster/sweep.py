@@ -19,7 +19,7 @@ from cluster.meter import Usage
 from cluster.session import Session
 from cluster.sweep_book import Book, Event, Trial
 
-__all__ = ["Book", "Halving", "Report", "Sweep", "Trial", "run_sweep"]
+__all__ = ["Book", "Halving", "Report", "Sweep", "Trial", "run_sweep", "within"]
 
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -262,6 +262,16 @@ def _follow(tuning: _Tuning, sweep: Sweep, known: dict[str, Trial], book: Book, 
         tuning.stopping.set()
         tuning.join(_END_SECONDS)
         raise
+
+
+def within(parameters: Mapping[str, Any], space: Mapping[str, Any]) -> bool:
+    """Whether parameters are what Optuna could propose: all those of the ``space`` and no others, each inside it."""
+    if parameters.keys() != space.keys():
+        return False
+    try:
+        return all(d._contains(d.to_internal_repr(parameters[name])) for name, d in space.items())
+    except (TypeError, ValueError):  # what Optuna says of a value of another kind
+        return False
 
 
 def _ended(trials: Iterable[Trial]) -> int:

@@ -15,7 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cluster.errors import ClusterError, GangError, one_line
 from cluster.meter import Meter
-from cluster.sweep import Errors, Halving, Run, Sweep
+from cluster.sweep import Errors, Halving, Run, Sweep, within
 from cluster.sweep_book import Event, Trial
 
 Mode = Literal["max", "min"]
@@ -110,7 +110,7 @@ class Search(OptunaSearch):  # type: ignore[misc]  # Ray is untyped
 
     def _remember(self, parameters: Values, curve: dict[int, float], score: float) -> None:
         """Let Optuna know of a trial that it has not asked for, where it lies in the space that is searched."""
-        if not self._space or not _within(parameters, self._space):
+        if not self._space or not within(parameters, self._space):
             return
         state = _state(curve, score)
         found = optuna.trial.create_trial(
@@ -205,15 +205,6 @@ class Ears(ray.tune.Callback):  # type: ignore[misc]
 
 
 _STATES = optuna.trial.TrialState
-
-
-def _within(parameters: Values, space: Values) -> bool:
-    if parameters.keys() != space.keys():
-        return False
-    try:
-        return all(d._contains(d.to_internal_repr(parameters[name])) for name, d in space.items())
-    except (TypeError, ValueError):  # what Optuna says of a value of another kind
-        return False
 
 
 def _thousandths(look: Values) -> int:

@@ -118,9 +118,9 @@ class Job(Part):
 
     def has(self, settings: dict[str, Any], role: str) -> bool:
         """Whether ``student`` or ``baseline`` has these settings, by dotted path, as ``tune/trials.json`` has them."""
-        tree = self.model_dump(mode="json", by_alias=True)
+        tree = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         if role == "baseline":
-            tree["student"]["train"] = self.baseline_train.model_dump(mode="json")
+            tree["student"]["train"] = self.baseline_train.model_dump(mode="json", exclude_none=True)
         return bool(settings) and all(_at(tree, path) == value for path, value in settings.items())
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.sweep import Trial
+from cluster.sweep import Trial, within
 
 FEWEST_WHOLE = 3
 
@@ -24,14 +24,16 @@ class Estimate:
     variance: float
 
 
-def estimates(trials: Sequence[Trial], names: set[str]) -> list[Estimate]:
-    """Those of all trials over the parameters ``names`` that ended, or were ended early.
+def estimates(trials: Sequence[Trial], space: Mapping[str, Any]) -> list[Estimate]:
+    """Those of all trials in the ``space`` (Optuna's distributions) that ended, or were ended early.
+
+    The spec's own settings may lie outside: their trial is left out then.
 
     One that was ended early has the score of its last look, and what the trials that came to their end have gained on
     average from that share of their training on. The variance is that of another draw of this gain. Where fewer than
     ``FEWEST_WHOLE`` came to their end nothing is carried on.
     """
-    own = [trial for trial in trials if trial.parameters.keys() == names and trial.score is not None]
+    own = [trial for trial in trials if trial.score is not None and within(trial.parameters, space)]
     whole = [trial for trial in own if trial.state == "finished"]
     found = [Estimate(trial.parameters, float(trial.score or 0.0), 0.0) for trial in whole]
     if len(whole) < FEWEST_WHOLE:

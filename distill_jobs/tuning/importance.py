@@ -28,7 +28,7 @@ def importance(trials: Sequence[Trial], space: Mapping[str, Any], seed: int = 0,
     Returns:
         ``parameters``: by name ``{"value", "low", "high", "level"}``; where there are too few trials nulls and ``why``.
     """
-    told = estimates(trials, set(space))
+    told = estimates(trials, space)
     need = max(FEWEST, FEWEST_EACH * len(space))
     found: dict[str, Any] = {"method": "fANOVA", "trials": len(told), "needed": need}
     if len(space) == 1:
@@ -36,16 +36,13 @@ def importance(trials: Sequence[Trial], space: Mapping[str, Any], seed: int = 0,
     if len(told) < need:
         why = f"the importance of {len(space)} settings takes {need} trials, and there are {len(told)}"
         return {**found, "parameters": _nothing(space, why)}
-    if np.ptp([each.score for each in told]) == 0:
-        return {**found, "parameters": _nothing(space, "all trials have the same score")}
     generator = np.random.default_rng(seed)
     shares = _shares(told, space, seed)
-    drawn: dict[str, list[float]] = {name: [] for name in space}
-    for _ in range(draws):
-        again = [told[i] for i in generator.integers(len(told), size=len(told))]
-        for name, share in _shares(again, space, seed).items():
-            drawn[name].append(share)
-    ends = {name: np.percentile(values, [2.5, 97.5]) for name, values in drawn.items()}
+    resamples = ([told[i] for i in generator.integers(len(told), size=len(told))] for _ in range(draws))
+    drawn = [own for again in resamples if (own := _shares(again, space, seed)) is not None]
+    if shares is None or 2 * len(drawn) < draws:
+        return {**found, "parameters": _nothing(space, "all trials, or all but a few, have the same score")}
+    ends = {name: np.percentile([own[name] for own in drawn], [2.5, 97.5]) for name in space}
     parameters = {
         name: {"value": shares[name], "low": float(ends[name][0]), "high": float(ends[name][1]), "level": LEVEL}
         for name in sorted(space, key=lambda name: -shares[name])
@@ -53,9 +50,12 @@ def importance(trials: Sequence[Trial], space: Mapping[str, Any], seed: int = 0,
     return {**found, "parameters": parameters}
 
 
-def _shares(trials: Sequence[Estimate], space: Mapping[str, Any], seed: int) -> dict[str, float]:
+def _shares(trials: Sequence[Estimate], space: Mapping[str, Any], seed: int) -> dict[str, float] | None:
+    """By parameter; None where the scores do not vary, or no tree sees that they do."""
     import optuna
 
+    if np.ptp([each.score for each in trials]) == 0:
+        return None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     for trial in trials:
@@ -65,7 +65,10 @@ def _shares(trials: Sequence[Estimate], space: Mapping[str, Any], seed: int) -> 
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_TREES, seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        try:
+            shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        except RuntimeError:  # Encountered zero total variance in all trees.
+            return None
     return {name: float(shares.get(name, 0.0)) for name in space}
 
 

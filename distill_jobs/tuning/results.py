@@ -38,7 +38,7 @@ from distill_jobs.tuning.importance import importance
 from distill_jobs.tuning.picture import picture
 from distill_jobs.tuning.savings import savings
 from distill_jobs.tuning.space import Space, baseline_space
-from distill_jobs.tuning.surface import ALPHA, T, surface
+from distill_jobs.tuning.surface import ALPHA, T, is_point, surface
 from distill_jobs.tuning.trial import SEED
 
 FOLDER, TRIALS, IMPORTANCE, BEST = "tune", "trials.json", "importance.json", "best.yaml"
@@ -165,7 +165,8 @@ class Outcome:
     def _write_surface(self, folder: Folder) -> None:
         student, own = self.student, self.student.best_settings
         found = surface(student.searched, student.space.distributions(), student.best_parameters, self.spec.seed)
-        chosen = (own[T], own[ALPHA]) if T in own and ALPHA in own else None
+        # The spec's own may be schedules, which lie nowhere on the surface.
+        chosen = (own[T], own[ALPHA]) if is_point(own) else None
         at = student.space.settings(found["at"])
         folder.write_json(SURFACE, {**found, "at": at, "metric": self.metric, "better": self.better, "chosen": chosen})
         if found["why"] is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.sweep import Trial
+from cluster.sweep import Trial, within
 from distill_jobs.tuning.estimates import Estimate, estimates
 
 T, ALPHA = "distill.temperature", "distill.alpha"
@@ -37,8 +37,8 @@ def surface(
         parameters; ``noise``: the standard deviation of one trial's score; ``trials``: each with its T, alpha, score
         and state. Without a surface these are null and ``why`` says so.
     """
-    shown = [_shown(trial) for trial in trials if T in trial.parameters and ALPHA in trial.parameters]
-    told = estimates(trials, set(space))
+    shown = [_shown(trial) for trial in trials if is_point(trial.parameters)]
+    told = estimates(trials, space)
     nothing: dict[str, Any] = dict.fromkeys(("temperature", "alpha", "mean", "low", "high", "noise", "explains"))
     nothing |= {"level": LEVEL, "trials": shown, "at": {}}
     why = _refusal(told, space)
@@ -49,7 +49,7 @@ def surface(
     scores = np.array([trial.score for trial in told])
     process = _fit(inputs, scores, np.array([trial.variance for trial in told]), seed)
     grid_t, grid_a = (np.linspace(space[name].low, space[name].high, _GRID) for name in (T, ALPHA))
-    if best.keys() != space.keys():
+    if not within({**best, T: space[T].low, ALPHA: space[ALPHA].low}, space):
         best = told[0].parameters
     points = [codes.of({**best, T: float(t), ALPHA: float(a)}) for a in grid_a for t in grid_t]
     mean, deviation = process.predict(np.stack(points), return_std=True)
@@ -71,6 +71,11 @@ def surface(
         "trials": shown,
         "why": None,
     }
+
+
+def is_point(values: Mapping[str, Any]) -> bool:
+    """Whether T and alpha are both given, and as numbers, not as schedules."""
+    return all(isinstance(values.get(name), int | float) for name in (T, ALPHA))
 
 
 class _Codes:

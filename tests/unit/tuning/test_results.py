@@ -5,7 +5,8 @@ from typing import Any
 
 from tuning_cases import job
 
-from distill_jobs.spec.tune import SEARCH, Tune
+from cluster.files import Folder
+from distill_jobs.spec.tune import SEARCH, Tune, Values
 from distill_jobs.tuning.results import Outcome, Round
 from distill_jobs.tuning.space import Space, baseline_space, student_space
 
@@ -34,3 +35,24 @@ def test_the_best_job_has_what_was_found_for_each_role(tmp_path: Path) -> None:
     assert made.has(student.best_settings, "student") and made.has(baseline.best_settings, "baseline")
     alone = best(None)
     assert alone.has(student.best_settings, "student") and alone.baseline is None
+
+
+def test_a_job_is_known_to_have_a_part_that_was_chosen_and_a_surface_takes_no_schedule(tmp_path: Path) -> None:
+    search = {
+        "distill.loss": Values(choice=("forward_kl", {"jensen_shannon": {"beta": 0.3}})),
+        T: Values(uniform=(1.0, 8.0)),
+        ALPHA: Values(uniform=(0.0, 1.0)),
+    }
+    moving = {"temperature": {"schedule": "linear", "from": 4.0, "to": 1.0}, "alpha": 0.9}
+    small = job(tmp_path, distill=moving)
+    space = student_space(small, search)
+    for parameters in (
+        space.parameters(),
+        {**space.parameters(), "distill.loss": space.distributions()["distill.loss"].choices[1]},
+    ):
+        settings = space.settings(parameters)
+        assert space.apply(settings).has(settings, "student")
+    own = Round(space, judged={"best": "default", "finalists": [{"name": "default", "parameters": space.parameters()}]})
+    outcome = Outcome(small, Tune(), "accuracy", "higher", 1, own, None, 1.0, 10, 40, None)
+    outcome.write(Folder(str(tmp_path / "tune")), lambda _: 0.0)
+    assert Folder(str(tmp_path / "tune")).read_json("surface.json")["chosen"] is None

@@ -1,6 +1,7 @@
 """Importance, response surface and money saved, on trials whose truth is known."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,31 @@ def test_what_matters_is_told_from_what_does_not() -> None:
         assert 0 <= share["low"] <= share["high"] <= 1
 
 
+SCHEDULE = {"schedule": "linear", "from": 4.0, "to": 1.0}
+
+
+@pytest.mark.parametrize("own", [{T: 0.7}, {T: SCHEDULE}, {RATE: 0.0}], ids=["below", "schedule", "no logarithm"])
+def test_the_specs_own_settings_may_lie_outside_of_what_is_searched(own: dict[str, Any]) -> None:
+    told = trials(14)
+    own = {**told[0].parameters, **own}
+    whole = [*told, trial(99, 0.9, **own)]
+    assert importance(whole, SPACE, draws=2) == importance(told, SPACE, draws=2)
+    found = surface(whole, SPACE, own)
+    assert found["why"] is None and json.loads(json.dumps(found, allow_nan=False)) == found
+    assert len(found["trials"]) == len(whole) - (own[T] is SCHEDULE)
+    assert picture(found, "accuracy", None).startswith(b"\x89PNG")
+
+
+def test_scores_that_are_nearly_all_the_same_tell_of_no_setting() -> None:
+    told = trials(14)
+    for each in told[1:]:
+        each.score = 0.75
+    one_apart = importance(told, SPACE)["parameters"]
+    assert set(one_apart) == set(SPACE)
+    told[0].score = 0.75
+    assert "the same score" in importance(told, SPACE)["parameters"][T]["why"]
+
+
 def test_what_was_ended_early_is_carried_on_to_its_end() -> None:
     def curve(end: float, *early: float) -> list[dict[str, float]]:
         return [{"share": (i + 1) / 4, "score": end + gap} for i, gap in enumerate(early)]
@@ -107,10 +133,12 @@ def test_what_was_ended_early_is_carried_on_to_its_end() -> None:
     early = trial(3, 0.70, "pruned", x=9.0)
     early.curve = curve(0.70, -0.05, 0.0)
     lost, other = trial(4, None, "failed", x=1.0), trial(5, 0.9, y=1.0)
-    found = estimates([*whole, early, lost, other], {"x"})
+    found = estimates([*whole, early, lost, other], {"x": FloatDistribution(0, 9)})
     assert [each.score for each in found] == pytest.approx([0.80, 0.81, 0.82, 0.74])
     assert [each.variance for each in found] == pytest.approx([0, 0, 0, 1e-4 * 4 / 3])
-    assert len(estimates([*whole[:2], early], {"x"})) == 2, "two ends are too few to carry others on by"
+    assert len(estimates([*whole[:2], early], {"x": FloatDistribution(0, 9)})) == 2, (
+        "two ends are too few to carry others on by"
+    )
 
 
 def test_bad_settings_that_were_ended_early_show_in_the_surface() -> None:
