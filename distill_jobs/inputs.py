@@ -6,7 +6,7 @@ from typing import Any
 from cluster.files import Folder, digest, sha256
 from distill_jobs import __version__
 from distill_jobs.audit.evaluate import columns_of
-from distill_jobs.audit.stage import learning_rate
+from distill_jobs.audit.findings import learning_rate
 from distill_jobs.data.prepare import data_digest
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.models.brought import brought_digest

@@ -1,5 +1,5 @@
 """What of an audit is told at once: numbers for MLflow, a few lines for the terminal, and the release gate's
-sentence."""
+sentence. And what it says of learning rates, which decides whether it has to be made anew."""
 
 import math
 import re
@@ -10,9 +10,11 @@ from distill_jobs.audit.intervals import LEVEL
 from distill_jobs.audit.labels import LABELS, NONE
 from distill_jobs.audit.negative import TRANSFER
 from distill_jobs.errors import AuditError
+from distill_jobs.spec import Job
 from distill_jobs.words import percent
 
 AUDIT = "audit.json"
+_TRIALS = "tune/trials.json"
 _CEILING = ("gain", "student_over_teacher", "gap_closed")
 
 
@@ -120,3 +122,15 @@ def refuse_gaps(workdir: Folder) -> None:
         f"the student's {worst['metric']} over {worst['column']} is {gap['value']:.4f}{ends}, above audit.max_gap "
         f"{worst['limit']:g}{others}; everything that was made is kept, and {workdir}/{AUDIT} holds all gaps"
     )
+
+
+def learning_rate(job: Job, workdir: Folder) -> dict[str, Any]:
+    """What student and baseline train with, and whether the baseline's learning rate was looked for by itself."""
+    student, baseline = job.student.train.learning_rate, job.baseline_train.learning_rate
+    trials = workdir.read_json(_TRIALS) if workdir.exists(_TRIALS) else {}
+    found = (trials.get("baseline") or {}).get("settings") or {}
+    tuned = "student.train.learning_rate" in found and job.has(found, "baseline")
+    own = "with the student's learning rate" if student == baseline else "with a learning rate of its own"
+    how = "which tuning found for it" if tuned else "which was set, not tuned for it"
+    sentence = f"The baseline trains {own}, {baseline:g}, {how}."
+    return {"student": student, "baseline": baseline, "tuned": tuned, "sentence": sentence}

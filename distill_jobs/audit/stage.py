@@ -40,7 +40,7 @@ from distill_jobs.audit.bias import Bias
 from distill_jobs.audit.calibration import calibration
 from distill_jobs.audit.ceiling import Ceiling
 from distill_jobs.audit.evaluate import EVALUATED
-from distill_jobs.audit.findings import AUDIT, made_of
+from distill_jobs.audit.findings import AUDIT, learning_rate, made_of
 from distill_jobs.audit.intervals import LEVEL, nothing, ratio
 from distill_jobs.audit.measures import Measures
 from distill_jobs.audit.negative import Negative
@@ -52,7 +52,6 @@ from distill_jobs.errors import DataError
 from distill_jobs.spec import Job
 
 SCHEMA_VERSION = 1
-_TRIALS = "tune/trials.json"
 _NO_EXCESS = "the student is not shown to take over these mistakes: there is nothing to cut"
 
 
@@ -116,18 +115,6 @@ def positive_class(wanted: str | int | None, classes: tuple[str, ...]) -> int | 
     if str(wanted) not in classes:
         raise DataError(f"audit.positive is {wanted!r}, which is no class; there are {', '.join(classes) or 'none'}")
     return classes.index(str(wanted))
-
-
-def learning_rate(job: Job, workdir: Folder) -> dict[str, Any]:
-    """What student and baseline train with, and whether the baseline's learning rate was looked for by itself."""
-    student, baseline = job.student.train.learning_rate, job.baseline_train.learning_rate
-    trials = workdir.read_json(_TRIALS) if workdir.exists(_TRIALS) else {}
-    found = (trials.get("baseline") or {}).get("settings") or {}
-    tuned = "student.train.learning_rate" in found and job.has(found, "baseline")
-    own = "with the student's learning rate" if student == baseline else "with a learning rate of its own"
-    how = "which tuning found for it" if tuned else "which was set, not tuned for it"
-    sentence = f"The baseline trains {own}, {baseline:g}, {how}."
-    return {"student": student, "baseline": baseline, "tuned": tuned, "sentence": sentence}
 
 
 def _gate(role: str, ceiling: Ceiling, negative: Negative, found: dict[str, Any]) -> dict[str, Any]:
