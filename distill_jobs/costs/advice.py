@@ -253,7 +253,7 @@ def _doubts(case: _Case) -> list[Reason | None]:
         told = f"The student makes the teacher's confident mistakes {harm.value:.2f} times as often as the baseline"
         found.append(Reason.of(f"{told} {interval}.", harm))
     if not evidence.baseline_tuned:
-        told = "The baseline trained with the student's learning rate; one of its own could close some of the gain."
+        told = "The baseline's learning rate was not tuned for it; one that is could close some of the gain."
         found.append(Reason(told, None, None, None, "spec.yaml"))
     if evidence.extra_usd is not None:
         told = f"It costs {words.money(evidence.extra_usd)} more than training alone."

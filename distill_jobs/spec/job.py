@@ -9,6 +9,7 @@ from distill_jobs.spec.base import Part
 from distill_jobs.spec.capture import Capture
 from distill_jobs.spec.costs import Costs
 from distill_jobs.spec.distill import Distill
+from distill_jobs.spec.features import known
 from distill_jobs.spec.goal import Accuracy, Goal
 from distill_jobs.spec.parts import Cluster, Data, Evaluate, Student, Teacher, Tracking
 from distill_jobs.spec.reading import Reading
@@ -141,7 +142,10 @@ class Job(Part):
         except ValidationError as error:
             found = error.errors()[0]
             where = ".".join(("baseline", "train", *map(str, found["loc"])))
-            raise ValueError(f"{where}: {found['msg'].removeprefix('Value error, ')}") from None
+            said = found["msg"].removeprefix("Value error, ")
+            if found["type"] == "extra_forbidden" and len(found["loc"]) == 1:
+                said = f"there is no such key; student.train {known(str(found['loc'][0]), Train.model_fields)}"
+            raise ValueError(f"{where}: {said}") from None
         return self
 
     @model_validator(mode="after")

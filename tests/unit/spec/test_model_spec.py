@@ -88,3 +88,10 @@ def test_a_baseline_hangs_on_nothing_that_it_has_in_the_students_place(monkeypat
         return inputs_of(found.model_copy(update={"student": student}))["baseline/0"]
 
     assert baseline(3) == baseline(4) and baseline(3)["student.train.early_stopping"] is None
+
+
+def test_an_unknown_key_of_a_baselines_training_names_the_nearest() -> None:
+    with pytest.raises(
+        SpecError, match=r"baseline\.train\.learningrate: there is no such key; student\.train has learning_r"
+    ):
+        job({"model": {"config": {"model_type": "llama"}}}, baseline={"train": {"learningrate": 0.1}})
