@@ -109,15 +109,17 @@ def halves(rows: Sequence[dict[str, Any]]) -> str:
         elif kept["value"] <= HALF:
             measured.append(name)
     if shown:
-        return f"Shown to cut the negative transfer at least by half without losing quality: {', '.join(shown)}."
+        return (
+            f"Shown to cut the negative transfer at least by half, with no loss of quality shown: {', '.join(shown)}."
+        )
     if measured:
         return (
-            f"As measured, {', '.join(measured)} cut the negative transfer at least by half without losing quality; "
-            "the interval reaches beyond, so that it is not shown."
+            f"As measured, {', '.join(measured)} cut the negative transfer at least by half, with no loss of quality "
+            "shown; the interval reaches beyond, so that the half is not shown."
         )
     if why is not None and all(row["transfer_kept"]["value"] is None for row in gates):
         return f"No gate could be shown to cut the negative transfer: {why}."
-    return "No gate cut the negative transfer at least by half without losing quality."
+    return "No gate cut the negative transfer at least by half without being shown to lose quality."
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -125,7 +125,7 @@ def test_mistakes_are_told_before_and_after_training() -> None:
 @pytest.mark.parametrize(
     ("kept", "lost", "words"),
     [
-        (0.3, 0.001, "Shown to cut the negative transfer at least by half without losing quality: drop"),
+        (0.3, 0.001, "Shown to cut the negative transfer at least by half, with no loss of quality shown: drop"),
         (0.45, 0.001, "As measured, drop cut"),
         (0.8, 0.001, "No gate cut"),
         (0.3, -0.05, "No gate cut"),
