@@ -86,7 +86,7 @@ def sections_of(found: Artifacts, statistics: dict[str, Any]) -> list[Section]:
                 Part("store/manifest.json", lambda: _store(found, statistics)),
                 Part("store/fidelity.json", lambda: _fidelity(found)),
             ],
-            ("The teacher has not been captured", "capture"),
+            None if _is_live(found) else ("The teacher has not been captured", "capture"),
         ),
         Section(
             "Provenance",
@@ -198,6 +198,12 @@ def _training(found: Artifacts) -> Blocks:
         return [training.paces(found.histories)]
     told = "Nothing was updated in them. A step's samples are those whose own loss was too large or not finite."
     return [training.paces(found.histories), Text("Steps that went wrong", "heading"), bad, Text(told, "faint")]
+
+
+def _is_live(found: Artifacts) -> bool:
+    """Whether the teacher answers live, so that there is never a store."""
+    distill = found.spec.get("distill")
+    return isinstance(distill, dict) and distill.get("soft_labels") == "live"
 
 
 def _store(found: Artifacts, statistics: dict[str, Any]) -> Blocks:

@@ -143,6 +143,17 @@ def test_what_is_missing_is_said(tmp_path: Path, gone: list[str]) -> None:
         assert "Not evaluated yet" in page
 
 
+def test_a_job_with_a_live_teacher_lacks_no_store(tmp_path: Path) -> None:
+    workdir = finished(tmp_path)
+    for name in ("manifest", "plan", "stage"):
+        (tmp_path / "store" / f"{name}.json").unlink()
+    assert "has not been captured yet" in html.render(workdir)
+    spec = (tmp_path / "spec.yaml").read_text()
+    (tmp_path / "spec.yaml").write_text(f"{spec}\ndistill: {{soft_labels: live}}\n")
+    page = html.render(workdir)
+    assert "has not been captured yet" not in page and "The logit store" not in page
+
+
 def test_an_empty_workdir_gives_a_page(tmp_path: Path) -> None:
     page = html.render(Folder(str(tmp_path / "none")))
     _Reader(page)
