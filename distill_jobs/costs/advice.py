@@ -1,7 +1,8 @@
 """Is distillation the right tool for this goal? The rules, from evidence to a verdict; nothing is measured here.
 
 No rule answers *distil* unless a 95 % interval of the student's gain over a no-teacher baseline of equal budget,
-over at least ``LEAST_SEEDS`` seeds, lies above the goal's margin; noise alone gets there in one case of forty. In turn:
+over at least ``LEAST_SEEDS`` seeds, lies above the goal's margin (for ``iterate`` that of the money that the teacher
+saves a run above its share of what the teacher cost); noise alone gets there in one case of forty. In turn:
 
 - A limit that only the teacher keeps, or a goal that lets it stay and a quality that only it has, neither its student
   nor the baseline: *keep the teacher*.
@@ -104,6 +105,9 @@ def _limits(case: _Case, aim: Deploy) -> Verdict | None:
         then = f"run `distill evaluate` on {aim.hardware}"
         return case.conclude("not yet known", f"Nothing is known of speed on {aim.hardware}.", [_point(case)], then)
     kept = {role: _keeps(case, aim, role) for role in ("teacher", "student")}
+    if None in kept.values():
+        then = "run `distill report`, which prices a request where the teacher's answers are in a store"
+        return case.conclude("not yet known", "What serving costs is not known.", [_point(case)], then)
     if not kept["student"]:
         if kept["teacher"]:
             return case.conclude("keep the teacher", "Only the teacher keeps the limits.", [_price(case)])
@@ -112,21 +116,22 @@ def _limits(case: _Case, aim: Deploy) -> Verdict | None:
     return _keep(case) if kept["teacher"] and evidence.gain is not None else None
 
 
-def _keeps(case: _Case, aim: Deploy, role: str) -> bool:
-    """Whether a model keeps every limit; notes where it stands by each."""
+def _keeps(case: _Case, aim: Deploy, role: str) -> bool | None:
+    """Whether a model keeps every limit, None where its price alone is not known; notes where it stands by each."""
     serving = case.evidence.serving[role]
     stands = [
         ("latency", serving.latency_ms, aim.latency_ms, "ms"),
         ("memory", serving.memory_bytes / 1e6, aim.memory_mb, "MB"),
         ("a million rows", serving.usd_per_million, aim.usd_per_million, "US dollars"),
     ]
-    fits = True
+    fits, known = True, True
     for what, value, limit, unit in stands:
         if limit is None:
             continue
         if value is None:
-            case.reasons.append(Reason(f"What {what} cost with the {role} is not known.", None, None, None, "prices"))
-            fits = False
+            told = f"What {what} cost with the {role} is not known."
+            case.reasons.append(Reason(told, None, None, None, "alternatives.json"))
+            known = False
             continue
         verb = "keeps" if value <= limit else "breaks"
         told = (
@@ -134,7 +139,7 @@ def _keeps(case: _Case, aim: Deploy, role: str) -> bool:
         )
         case.reasons.append(Reason(told, value, None, None, "evaluation.json"))
         fits &= value <= limit
-    return fits
+    return None if fits and not known else fits
 
 
 def _keep(case: _Case) -> Verdict | None:
@@ -175,6 +180,9 @@ def _worth(case: _Case) -> Verdict:
             "distil", "The student learns from its teacher what it does not learn alone.", _doubts(case)
         )
     case.note_money()
+    if not gain.bounded:
+        then = "evaluate on more held-out rows or documents (data.test)"
+        return case.conclude("not yet known", "Too little is held out to bound the gain.", [_point(case)], then)
     headroom = evidence.headroom
     if headroom is not None and not headroom.above(margin) and not gain.above(margin):
         case.note(f"The teacher's own lead over the baseline is {case.by(headroom)}.", headroom)

@@ -72,7 +72,7 @@ class Evidence:
     """What is known about a job. Differences are in the metric's unit, and more is better whatever the metric.
 
     Attributes:
-        metric: ``accuracy`` or ``perplexity``.
+        metric: ``accuracy`` or ``nats a token``, what differences are counted in.
         quality: of teacher, student and baseline, where they have been measured.
         gain: the student's over the baseline.
         behind: the teacher's lead over the student; headroom: over the baseline.
@@ -81,7 +81,7 @@ class Evidence:
         serving: by ``teacher`` and ``student``.
         hardware: what they were timed on.
         extra_usd: teacher, capture and what a student costs more than a baseline; alone_usd: a baseline.
-        harm: the negative-transfer ratio.
+        harm: how many times as often as the baseline the student makes the teacher's confident mistakes.
         biases: gaps between slices that distillation introduced or amplified, in words.
         iteration: for the goal ``iterate``.
         mistakes: the share of training positions at which the teacher is confidently wrong, by the store's labels.

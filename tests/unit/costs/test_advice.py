@@ -122,6 +122,24 @@ def test_a_gain_without_an_interval_is_no_gain() -> None:
     assert ask(bare).answer == "not yet known"
 
 
+@pytest.mark.parametrize("headroom", [None, Estimate(1.0, None, None, "audit.json")])
+@pytest.mark.parametrize("tuned", [True, False])
+def test_too_little_held_out_for_an_interval_decides_nothing(tuned: bool, headroom: Estimate | None) -> None:
+    """As for a language model with one document."""
+    bare = replace(GOOD, gain=Estimate(0.5, None, None, "audit.json"), behind=None, headroom=headroom, tuned=tuned)
+    verdict = ask(bare)
+    assert verdict.answer == "not yet known" and "held-out" in (verdict.next or "")
+
+
+def test_a_price_that_is_not_known_breaks_no_limit() -> None:
+    """As with a live teacher, where no store gives a request its price."""
+    free = {role: replace(serving, usd_per_million=None) for role, serving in GOOD.serving.items()}
+    told = ask(replace(GOOD, serving=free), deploy={"usd_per_million": 1.0})
+    assert told.answer == "not yet known" and "cost" in told.sentence and "keeps" not in told.sentence
+    broken = ask(replace(GOOD, serving=free), deploy={"usd_per_million": 1.0, "latency_ms": 0.5})
+    assert broken.sentence == "Neither teacher nor student keeps the limits."
+
+
 @pytest.mark.parametrize("better", [0.0, 0.1])
 def test_noise_alone_does_not_distil(better: float) -> None:
     """Arms that differ by rows and seeds alone are hardly ever told to distil, and a real gain is."""
