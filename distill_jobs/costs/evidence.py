@@ -71,8 +71,8 @@ def _before(job: Job, workdir: Folder) -> Evidence:
     usd = {stage["stage"]: float(stage["usd"]) for stage in plan["stages"]}
     declared = job.teacher.cost.usd * job.teacher.cost.share if job.teacher.cost is not None else 0.0
     upfront = declared + usd.get("teacher", 0.0) + usd.get("capture", 0.0)
-    # The plan has all arms in one stage: students cost about what baselines do.
-    alone = usd["train"] / (2 * len(job.seeds))
+    # The plan has all arms in one stage: students, with whichever gate, cost about what baselines do.
+    alone = usd["train"] / ((1 + len(job.taught)) * len(job.seeds))
     nothing = Estimate(0.0, None, None, "plan.json")
     return Evidence(
         metric,

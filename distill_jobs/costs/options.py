@@ -141,7 +141,7 @@ def _busy_share(workdir: Folder, entry: Entry, cores: float) -> float:
 
 
 def _trials(workdir: Folder) -> int:
-    """Students that a tuning has trained from the store."""
+    """Students that a tuning has trained from the store; a baseline's trials ask no teacher."""
     if not workdir.exists("tune/trials.json"):
         return 0
     try:
@@ -149,7 +149,7 @@ def _trials(workdir: Folder) -> int:
     except FileError:
         return 0
     trials = found.get("trials") if isinstance(found, dict) else found
-    return len(trials) if isinstance(trials, list) else 0
+    return sum(trial.get("role") == "student" for trial in trials) if isinstance(trials, list) else 0
 
 
 def _speed(models: dict[str, Any], role: str) -> float:
