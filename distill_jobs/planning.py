@@ -132,9 +132,13 @@ def estimate(job: Job, inputs: Inputs, session: Session, reckoner: Reckoner) -> 
 
 
 def _asked(job: Job, inputs: Inputs) -> str:
-    """The digest of all that a probe depends on: prices and the budget change nothing of what it finds."""
-    rest = {name: values for name, values in inputs.items() if name != "report"}
-    return digest([rest, job.model_dump(mode="json", exclude={"costs": True, "tracking": True, "teacher": {"cost"}})])
+    """The digest of all that a probe depends on: prices and the goal, for two, change nothing of what it finds.
+
+    So the plan from before a run stays when only these are changed in its midst.
+    """
+    rest = {name: values for name, values in inputs.items() if name not in ("audit", "report")}
+    apart = dict.fromkeys(("costs", "tracking", "goal", "tune", "audit"), True)  # gates to compare are among the arms
+    return digest([rest, job.model_dump(mode="json", exclude={**apart, "teacher": {"cost"}})])
 
 
 def _probe(job: Job, inputs: Inputs, session: Session) -> tuple[dict[str, Any], Usage]:

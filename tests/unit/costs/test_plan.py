@@ -9,6 +9,8 @@ from cluster.files import Folder
 from cluster.meter import Usage
 from distill_jobs.costs.ledger import Ledger, unfinished
 from distill_jobs.costs.plan import keep, plan_of, predicted_against_actual, read
+from distill_jobs.inputs import inputs_of
+from distill_jobs.planning import _asked
 
 
 def made(inputs: str = "one") -> dict[str, object]:
@@ -65,3 +67,17 @@ def test_predicted_against_actual(tmp_path: Path) -> None:
         predicted["capture"]["seconds"] + predicted["train"]["seconds"]
     )
     assert found["not_predicted"] == {"probe": pytest.approx(0.001)}
+
+
+def test_a_probe_and_the_plan_on_it_stay_when_only_the_question_changes(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1, "y": 0}\n')
+    data = {"train": str(tmp_path / "rows.jsonl"), "label": "y", "features": {"tabular": {"numeric": ["a"]}}}
+
+    def asked(**changes: object) -> str:
+        one = job(workdir=str(tmp_path / "run"), data=data, **changes)
+        return _asked(one, inputs_of(one))
+
+    known = asked()
+    for changes in ({"goal": {"iterate": {"runs": 20}}}, {"tune": {"trials": 3}}, {"audit": {"max_gap": 0.1}}):
+        assert asked(**changes) == known
+    assert asked(audit={"gates": ["drop"]}) != known and asked(seeds=[0]) != known
