@@ -29,6 +29,7 @@ from distill_jobs.data.batch import IGNORED, Batch, make_batch
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import commit_part
+from distill_jobs.errors import DataError
 from distill_jobs.models.place import device_for, load_placed
 from distill_jobs.models.scorer import Scorer
 
@@ -115,6 +116,7 @@ class ScoreWorker:
             out["label"] = columns["label"][pieces.row]
         for name, model in self.models.items():
             own = teacher if name == "teacher" else Verdicts.of(self._log_probs(model, batch), log_probs, gold)
+            _refuse_broken(name, own, pieces, columns)
             for what in SUMS:
                 out[f"{name}.{what}"] = pieces.sums(own.sum_of(what, teacher))
             if packed:
@@ -132,6 +134,17 @@ class ScoreWorker:
         """Log-probabilities over the real classes at the scored positions, fp32 [positions, classes]."""
         logits = model(**batch.inputs).flatten(0, -2)[batch.keep.flatten()]
         return torch.log_softmax(logits[:, : self.facts.targets].float(), dim=-1)
+
+
+def _refuse_broken(name: str, own: "Verdicts", pieces: Pieces, columns: dict[str, np.ndarray]) -> None:
+    """Nothing can be averaged over what is not finite: say which model and row it is."""
+    broken = (~torch.isfinite(own.gold_logprob + own.kl)).nonzero().flatten()
+    if len(broken):
+        row = pieces.row[int(pieces.of_position[broken[0]])]
+        raise DataError(
+            f"{name} can't be scored on the held-out row {columns['source'][row]}: what it gives is NaN, or rules out "
+            f"the right class or one that the teacher holds possible; mend the model, or leave the row out of data.test"
+        )
 
 
 @dataclass(frozen=True)
@@ -153,8 +166,8 @@ class Verdicts:
         for start in range(0, len(gold), _BLOCK):
             # In blocks: a [positions × vocabulary] product for the whole batch would double the peak.
             at = slice(start, start + _BLOCK)
-            kl[at] = (teacher[at].exp() * (teacher[at] - own[at])).sum(-1)
-            entropy[at] = -(own[at].exp() * own[at]).sum(-1)
+            kl[at] = _expected(teacher[at], teacher[at] - own[at])
+            entropy[at] = -_expected(own[at], own[at])
         return cls(
             guess,
             guess == gold,
@@ -178,6 +191,11 @@ class Verdicts:
             "entropy": self.entropy,
         }
         return found[what]
+
+
+def _expected(log_probs: Tensor, values: Tensor) -> Tensor:
+    """The mean of ``values`` [n, classes] by probabilities; a class that is ruled out (-inf) plays no part, [n]."""
+    return (log_probs.exp() * values.masked_fill(log_probs == -torch.inf, 0.0)).sum(-1)
 
 
 def _arrow(values: np.ndarray) -> pa.Array:

@@ -87,3 +87,15 @@ def test_an_entropy_is_at_most_that_of_a_flat_distribution() -> None:
     flat = torch.full((4, 8), -math.log(8))
     said = Verdicts.of(flat, flat, torch.zeros(4, dtype=torch.long))
     assert said.entropy.tolist() == pytest.approx([math.log(8)] * 4)
+
+
+def test_a_class_that_is_ruled_out_plays_no_part() -> None:
+    teacher = torch.log_softmax(torch.tensor([[1.0, -torch.inf, 0.0]]), dim=-1)
+    own = torch.log_softmax(torch.tensor([[0.5, 0.2, 0.0]]), dim=-1)
+    found, right = Verdicts.of(own, teacher, torch.tensor([0])), Verdicts.of(teacher, teacher, torch.tensor([0]))
+    left = teacher[:, [0, 2]]
+    torch.testing.assert_close(found.kl, (left.exp() * (left - own[:, [0, 2]])).sum(-1))
+    torch.testing.assert_close(right.entropy, -(left.exp() * left).sum(-1))
+    assert right.kl.item() == 0.0
+    # Ruled out by the other one, it is infinitely far.
+    assert Verdicts.of(teacher, own, torch.tensor([0])).kl.item() == torch.inf

@@ -12,14 +12,15 @@ from distill_jobs.audit.findings import AUDIT, lines, refuse_gaps
 from distill_jobs.audit.score import ScoreTask, ScoreWorker
 from distill_jobs.audit.scores import Scores
 from distill_jobs.audit.stage import audit
-from distill_jobs.data.batch import make_batch
+from distill_jobs.data.batch import Batch, make_batch
 from distill_jobs.data.commits import Commits
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
 from distill_jobs.data.table import commit_part, sample_id
-from distill_jobs.errors import AuditError
+from distill_jobs.errors import AuditError, DataError
 from distill_jobs.models.build import build_model
 from distill_jobs.models.files import load_model, save_model
+from distill_jobs.models.scorer import Scorer
 from distill_jobs.spec import Model, parse_job
 
 LENGTH, VOCABULARY, ROWS = 12, 40, 60
@@ -156,3 +157,15 @@ def test_sums_are_the_models_own_and_the_audit_takes_them(tmp_path: Path, task: 
         }
         assert arm["quality"]["value"] == pytest.approx(np.exp(arm["nll"]["value"]))
         assert found["negative"]["heldout"]["mistakes"] > 0
+
+
+@pytest.mark.parametrize("name", ["teacher", "baseline/1"])
+def test_a_model_that_gives_nan_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    finite = ScoreWorker._log_probs
+
+    def broken(self: ScoreWorker, model: Scorer, batch: Batch) -> torch.Tensor:
+        return finite(self, model, batch) * (torch.nan if model is self.models[name] else 1.0)
+
+    monkeypatch.setattr(ScoreWorker, "_log_probs", broken)
+    with pytest.raises(DataError, match=rf"^{name} can't be scored on the held-out row p0.txt:0 "):
+        scored(tmp_path, "classification")
