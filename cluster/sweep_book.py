@@ -22,7 +22,7 @@ class Trial:
         parameters: what was tried, by name.
         state: ``begun`` as long as it has not ended, or was cut off.
         score: the last one; of a ``finished`` trial the one that counts.
-        curve: the looks: ``done`` (share of the trial's own training), ``score``, and whatever was told with them.
+        curve: the looks: ``share`` (of the trial's own training), ``score``, and whatever was told with them.
         told: what the trial said at its end.
         usage: what it held, start-ups included, over all attempts.
         started, ended: seconds since the epoch, of the last attempt.

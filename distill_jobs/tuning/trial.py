@@ -1,6 +1,7 @@
 """One trial: the student, or the baseline, trained from the one store with the settings proposed, and scored on the
 validation split alone."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,8 @@ def run_trial(task: TrialTask, name: str, parameters: Parameters, report: Report
         steps = values.pop("of")
         entry = {key: value for key, value in values.items() if key not in ("arm", "resumed", "bad")}
         log.append(entry)
-        if "validation" in entry and entry["step"] < steps:
+        # A loss that is not finite is no look: the training is about to say so itself.
+        if math.isfinite(entry.get("validation", math.nan)) and entry["step"] < steps:
             told = {"step": entry["step"], "loss": entry["validation"], "log": log.copy()}
             told["usage"] = {"rows": entry["step"] * arm.train.batch_size}
             log.clear()
