@@ -85,7 +85,8 @@ def named_apart(pipelines: list[Pipeline]) -> list[Pipeline]:
 
 def _place(run: str, tracking: str | None) -> tuple[str, str]:
     """MLflow's address and the run's id."""
-    workdir = Folder(run)
+    # The database lies beside the workdir, and nothing is beside "." as it is written.
+    workdir = Folder(run if "://" in run else os.path.abspath(run))
     if workdir.exists(RUNS):
         try:
             run_id = str(workdir.read_json(RUNS)["pipeline"])

@@ -159,6 +159,8 @@ def test_pipelines_are_read_back_from_mlflow(
         read_run(one.tracker.uri, "0" * 32)
     with pytest.raises(NotReadyError, match="neither the id of an MLflow run nor the workdir"):
         compare(["nowhere", str(one.run_id)], str(out), None, Console(told))
+    monkeypatch.chdir((home / "one").path())
+    compare([".", "../two"], str(out), None, Console(told))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(NotReadyError, match="Give --tracking"):
