@@ -289,13 +289,18 @@ def _point(case: _Case) -> Reason | None:
 
 
 def _price(case: _Case) -> Reason | None:
-    """How much less the student takes to serve."""
+    """How much less the student takes to serve; nothing where it takes no less."""
     serving = case.evidence.serving
     if "teacher" not in serving or "student" not in serving:
         return None
-    times = serving["teacher"].latency_ms / serving["student"].latency_ms
-    told = f"The student answers {times:.3g} times as fast as the teacher."
-    return Reason(told, times, None, None, "evaluation.json")
+    teacher, student = serving["teacher"], serving["student"]
+    faster, smaller = teacher.latency_ms / student.latency_ms, teacher.memory_bytes / student.memory_bytes
+    if max(faster, smaller) <= 1:
+        return None
+    if faster > 1:
+        return Reason(f"The student answers {faster:.3g} times as fast.", faster, None, None, "evaluation.json")
+    told = f"The student takes 1/{smaller:.3g} of the teacher's memory."
+    return Reason(told, smaller, None, None, "evaluation.json")
 
 
 def _rows_to_settle(estimate: Estimate, rows: int, margin: float) -> float:

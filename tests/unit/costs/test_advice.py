@@ -90,6 +90,20 @@ def test_the_answer_follows_the_evidence(evidence: Evidence, goal: dict[str, Any
         assert any(reason.value is not None and reason.source for reason in verdict.reasons)
 
 
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        (Serving(1.0, 2e7, 0.2), "answers 8 times as fast"),
+        (Serving(9.0, 2e8, 0.2), "1/2 of the teacher's memory"),
+        (Serving(9.0, 5e8, 0.2), "best guess"),
+    ],
+)
+def test_only_what_the_student_saves_speaks_against_the_teacher(student: Serving, said: str) -> None:
+    kept = replace(GOOD, behind=at(0.01, 0.005), serving={**GOOD.serving, "student": student})
+    against = ask(kept).against
+    assert ask(kept).answer == "keep the teacher" and against is not None and said in against.text
+
+
 def test_a_teacher_that_is_worse_is_called_so() -> None:
     assert "worse than what is trained without it" in ask(replace(NO_GAIN, headroom=at(-0.05, 0.01))).sentence
 
