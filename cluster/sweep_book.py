@@ -40,11 +40,6 @@ class Trial:
     ended: float = 0.0
     why: str | None = None
 
-    @property
-    def ended_early(self) -> bool:
-        """Whether it was stopped or failed before its end."""
-        return self.state in ("pruned", "failed")
-
 
 @dataclass(frozen=True)
 class Event:

@@ -19,7 +19,7 @@ from distill_jobs.tuning.trial import TrialTask, run_trial
 def test_a_look_at_a_loss_that_is_not_finite_leaves_it_to_the_training_to_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(task: Any, arm: Any, on_report: Callable[[dict[str, Any]], None]) -> None:
+    def train(_: Any, arm: Any, on_report: Callable[[dict[str, Any]], None]) -> None:
         on_report({"arm": arm.name, "step": 1, "of": 4, "validation": 0.7, "validation_accuracy": 0.5})
         on_report({"arm": arm.name, "step": 2, "of": 4, "loss": 0.6})
         on_report({"arm": arm.name, "step": 3, "of": 4, "validation": math.nan, "validation_accuracy": 0.5})
