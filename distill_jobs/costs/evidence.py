@@ -47,8 +47,8 @@ def _after(job: Job, workdir: Folder, audit: dict[str, Any], evaluation: dict[st
         headroom=_estimate(ceiling["teacher_over_baseline"]),
         seeds=int(ceiling["seeds"]),
         rows=int(ceiling["rows"]),
-        tuned=job.has(_tuned(trials, "student"), "student"),
-        baseline_tuned=job.has(_tuned(trials, "baseline"), "baseline"),
+        tuned=_tuned(job, trials, "student", ("distill.temperature", "distill.alpha")),
+        baseline_tuned=_tuned(job, trials, "baseline", ("student.train.learning_rate",)),
         serving=_serving(evaluation, priced.get("distil_or_serve")),
         hardware=evaluation["models"]["teacher"].get("hardware"),
         extra_usd=money["extra_usd"] + money["teacher_usd"] if money else None,
@@ -92,9 +92,10 @@ def _read(workdir: Folder, name: str) -> dict[str, Any] | None:
     return found
 
 
-def _tuned(trials: dict[str, Any] | None, role: str) -> dict[str, Any]:
-    """The settings that tuning chose for a role; none where it was not tuned."""
-    return ((trials or {}).get(role) or {}).get("settings") or {}
+def _tuned(job: Job, trials: dict[str, Any] | None, role: str, paths: tuple[str, ...]) -> bool:
+    """Whether a role has the settings that tuning chose for it, one of ``paths`` among them."""
+    settings = ((trials or {}).get(role) or {}).get("settings") or {}
+    return not settings.keys().isdisjoint(paths) and job.has(settings, role)
 
 
 def _estimate(told: dict[str, Any], source: str = "audit.json") -> Estimate | None:

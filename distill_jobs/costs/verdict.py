@@ -77,7 +77,7 @@ class Evidence:
         gain: the student's over the baseline.
         behind: the teacher's lead over the student; headroom: over the baseline.
         seeds, rows: of each arm, and held out.
-        tuned: T and alpha come from ``distill tune``; baseline_tuned: so does the baseline's learning rate.
+        tuned: T or alpha come from ``distill tune``; baseline_tuned: so does the baseline's learning rate.
         serving: by ``teacher`` and ``student``.
         hardware: what they were timed on.
         extra_usd: teacher, capture and what a student costs more than a baseline; alone_usd: a baseline.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.files import Folder
-from distill_jobs.costs.evidence import gather
+from distill_jobs.costs.evidence import _tuned, gather
 from distill_jobs.costs.options import _trials
 from distill_jobs.spec import Job, parse_job
 
@@ -41,3 +41,12 @@ def test_students_of_a_tuning_are_those_that_were_taught(tmp_path: Path) -> None
     trials = [{"role": role} for role in ("student", "baseline", "student")]
     Folder(str(tmp_path)).write_json("tune/trials.json", {"trials": trials})
     assert _trials(Folder(str(tmp_path))) == 2
+
+
+def test_tuned_is_what_was_searched(tmp_path: Path) -> None:
+    small, rate, alpha = job(tmp_path, []), "student.train.learning_rate", "distill.alpha"
+    trials = {"student": {"settings": {rate: small.student.train.learning_rate}}, "baseline": None}
+    assert _tuned(small, trials, "student", (rate,)) and not _tuned(small, trials, "student", (alpha,))
+    assert not _tuned(small, trials, "baseline", (rate,)) and not _tuned(small, None, "student", (rate,))
+    trials["student"] = {"settings": {alpha: 0.123}}
+    assert not _tuned(small, trials, "student", (alpha,)), "the job has another"

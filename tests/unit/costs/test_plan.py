@@ -78,6 +78,6 @@ def test_a_probe_and_the_plan_on_it_stay_when_only_the_question_changes(tmp_path
         return _asked(one, inputs_of(one))
 
     known = asked()
-    for changes in ({"goal": {"iterate": {"runs": 20}}}, {"tune": {"trials": 3}}, {"audit": {"max_gap": 0.1}}):
+    for changes in ({"goal": {"iterate": {"runs": 20}}}, {"tune": {"trials": 3}}, {"audit": {"draws": 200}}):
         assert asked(**changes) == known
     assert asked(audit={"gates": ["drop"]}) != known and asked(seeds=[0]) != known
