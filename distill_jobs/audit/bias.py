@@ -158,7 +158,8 @@ class Bias:
             if len(groups) < 2:
                 continue
             arms = {role: self._difference(role, parts, column, groups) for role in self.arms}
-            own = [gap for gap in gaps if gap["metric"] in parts and gap["judged"]]
+            # Of two groups the first stands for both.
+            own = [gap for gap in gaps if gap["metric"] in parts and gap["group"] in groups]
             gap = max(own, key=lambda gap: abs(gap["sizes"]["student"].value))
             found[name] = {**arms, "groups": groups, "label": gap["label"], "widest": gap["group"]}
         return found
