@@ -62,7 +62,7 @@ def audit(job: Job, workdir: Folder) -> tuple[dict[str, Any], Usage]:
         its numbers under MLflow's names, and what the audit has used.
 
     Raises:
-        DataError: ``audit.positive`` is no class.
+        DataError: ``audit.positive`` is no class, or missing where ``audit.max_gap`` needs it.
         NotReadyError: the evaluation was made by an earlier release.
     """
     with Meter() as meter:
@@ -86,6 +86,8 @@ def reckon(
     """What ``audit.json`` holds."""
     spec = job.audit
     positive = positive_class(spec.positive, facts.classes)
+    if positive is None and not scores.language:
+        _refuse_limits_of_rates(spec.max_gap, len(facts.classes))
     measures = Measures(
         scores,
         Resampler(len(scores.positions), scores.units, spec.draws),
@@ -115,6 +117,16 @@ def positive_class(wanted: str | int | None, classes: tuple[str, ...]) -> int | 
     if str(wanted) not in classes:
         raise DataError(f"audit.positive is {wanted!r}, which is no class; there are {', '.join(classes) or 'none'}")
     return classes.index(str(wanted))
+
+
+def _refuse_limits_of_rates(limits: Any, classes: int) -> None:
+    """A limit on what is not measured would never be exceeded."""
+    rates = sorted(set(limits) - {"accuracy_difference"}) if isinstance(limits, dict) else []
+    if rates:
+        raise DataError(
+            f"audit.max_gap limits {rates[0]}, which is about one class, and there are {classes}: say which by "
+            f"audit.positive"
+        )
 
 
 def _gate(role: str, ceiling: Ceiling, negative: Negative, found: dict[str, Any]) -> dict[str, Any]:

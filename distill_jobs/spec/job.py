@@ -81,6 +81,11 @@ class Job(Part):
         language = self.task == "causal_lm"
         if language and self.audit.positive is not None:
             raise ValueError("audit.positive names a class, and a causal_lm has none: remove it")
+        if self.audit.max_gap is not None and not self.data.slices:
+            raise ValueError(
+                "audit.max_gap limits gaps between groups, and data.slices names no column to find any in: give one, "
+                "or remove audit.max_gap"
+            )
         limits = self.audit.max_gap if isinstance(self.audit.max_gap, dict) else {}
         for name in limits:
             if (name == "nll_difference") != language:

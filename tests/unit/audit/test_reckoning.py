@@ -174,6 +174,24 @@ def test_the_limit_names_what_exceeds_it() -> None:
     assert [one["column"] for one in over] == ["sex"] and over[0]["gap"]["value"] > 0.2
     assert reckoned(scores, {"max_gap": 0.9}, ("sex",))["bias"]["limit"]["over"] == []
     assert reckoned(scores, slices=("sex",))["bias"]["limit"] is None
+    three, limit = DataFacts("classification", "tabular", "f", classes=("no", "yes", "maybe"), slices=("sex",)), 0.9
+    with pytest.raises(DataError, match=r"^audit.max_gap limits equalized_odds_difference.* there are 3: .*positive"):
+        reckon(job({"max_gap": {"equalized_odds_difference": limit}}, ("sex",)), three, scores, RATE, None)
+    found = reckon(job({"max_gap": {"accuracy_difference": limit}}, ("sex",)), three, scores, RATE, None)
+    assert found["bias"]["limit"] == {"max_gap": {"accuracy_difference": limit}, "over": []}
+
+
+def test_a_difference_bears_the_label_of_a_group_that_it_is_of() -> None:
+    """Group c is judged by one of the two rates, and would be the widest by far."""
+    generator = np.random.default_rng(3)
+    label, race = generator.integers(0, 2, 3000), np.array(["a", "b", "c"], dtype=object)[np.arange(3000) % 3]
+    label[race == "c"] = np.arange(1000) < 990
+    wrong = np.where(race == "c", 0.5, 0.1)
+    models = {name: noisy(label, wrong, generator) for name in ("teacher", "student/0", "baseline/0")}
+    found = reckoned(classified(label, models, {"race": race}), slices=("race",))["bias"]["columns"]["race"]
+    assert {gap["group"] for gap in found["gaps"] if gap["judged"] and gap["metric"] == "true_positive_rate"} > {"c"}
+    odds = found["differences"]["equalized_odds_difference"]
+    assert odds["groups"] == ["a", "b"] and odds["widest"] in odds["groups"]
 
 
 def confident_mistakes(repeats: dict[str, float], rows: int = 4000) -> Scores:

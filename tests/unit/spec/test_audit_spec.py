@@ -63,3 +63,10 @@ def test_the_audit_is_no_reason_to_train_again(monkeypatch: pytest.MonkeyPatch) 
         before, after = inputs_of(job(None, task)), inputs_of(job(asked, task))
         changed = {name for name in before if before[name] != after[name]}
         assert changed == {*redone, "report"}
+
+
+def test_a_limit_without_groups_could_never_be_exceeded() -> None:
+    tree = job().model_dump(mode="json", exclude_none=True)
+    tree["data"]["slices"], tree["audit"]["max_gap"] = [], 0.1
+    with pytest.raises(SpecError, match=r"data.slices names no column"):
+        parse_job(tree)
