@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from cluster.errors import ClusterError, one_line
@@ -213,7 +213,9 @@ class _Desk:
         usage = before.usage if before is not None else {}
         trial = Trial(event.name, event.parameters, usage=usage, started=time.time())
         self.known[event.name] = trial
-        self._since[event.name], self._before[event.name] = time.perf_counter(), Usage.of(usage)
+        # A trial tells what of its input it is through by now, in whichever attempt; all else adds up over attempts.
+        held = replace(Usage.of(usage), rows=0, tokens=0)
+        self._since[event.name], self._before[event.name] = time.perf_counter(), held
         return trial
 
     def _count(self, trial: Trial, event: Event) -> None:

@@ -8,7 +8,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from cluster.files import Folder
-from cluster.sweep import Book, Halving, Sweep, Trial
+from cluster.sweep import Book, Halving, Sweep, Trial, _Desk
+from cluster.sweep_book import Event
 from cluster.sweep_tune import Asha, Search
 
 SPACE = {"x": FloatDistribution(0.0, 10.0)}
@@ -104,3 +105,19 @@ def test_the_end_of_a_trial_is_no_look() -> None:
     asha, trial = Asha(Halving(), known, "max"), Asked("new")
     asha.on_trial_add(None, trial)
     assert asha.on_trial_result(None, trial, look(1.0, 0.0, final=True)) == "CONTINUE"
+
+
+def test_a_trial_that_goes_on_has_worked_through_its_rows_once(tmp_path: Path) -> None:
+    book = Book(Folder(str(tmp_path)))
+
+    def attempt(rows: int, final: bool) -> None:
+        desk = _Desk(Sweep({}, 1), {trial.name: trial for trial in book.trials()}, book, lambda *_: None)
+        desk.take(Event("begun", "a", {}), False)
+        usage = {"rows": rows, "cpu_seconds": 1.0}
+        told = {**look(0.5, 0.5, final), "done": final, "told": {}, "usage": usage, "log": []}
+        desk.take(Event("look", "a", {}, told), False)
+
+    attempt(50, final=False)
+    attempt(100, final=True)
+    [trial] = book.trials()
+    assert trial.state == "finished" and (trial.usage["rows"], trial.usage["cpu_seconds"]) == (100, 2.0)
