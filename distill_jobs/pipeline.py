@@ -20,7 +20,7 @@ from distill_jobs.advising import reach_verdict
 from distill_jobs.audit.evaluate import evaluate as evaluate_models
 from distill_jobs.audit.findings import mistakes, refuse_gaps
 from distill_jobs.audit.stage import audit as audit_models
-from distill_jobs.audit.stage import count_mistakes
+from distill_jobs.audit.stage import count_mistakes, judged_class
 from distill_jobs.capture.crews import crew_of
 from distill_jobs.capture.stage import capture as capture_store
 from distill_jobs.console import Advance
@@ -73,6 +73,8 @@ def prepare(context: Context) -> None:
         return {**rows, "dropped": facts.dropped}, usage
 
     context.do("prepare", context.workdir / "data", work)
+    # What the audit will ask of the classes is told now, while nothing was trained for it.
+    judged_class(context.job, DataFacts.load(context.workdir / "data"))
 
 
 def teach(context: Context) -> None:

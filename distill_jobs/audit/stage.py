@@ -85,9 +85,7 @@ def reckon(
 ) -> dict[str, Any]:
     """What ``audit.json`` holds."""
     spec = job.audit
-    positive = positive_class(spec.positive, facts.classes)
-    if positive is None and not scores.language:
-        _refuse_limits_of_rates(spec.max_gap, len(facts.classes))
+    positive = judged_class(job, facts)
     measures = Measures(
         scores,
         Resampler(len(scores.positions), scores.units, spec.draws),
@@ -110,6 +108,23 @@ def reckon(
     return {**found, "gates": [_gate(role, ceiling, negative, found) for role in scores.students]}
 
 
+def judged_class(job: Job, facts: DataFacts) -> int | None:
+    """The number of the class that rates are about; None where there are no rates.
+
+    Raises:
+        DataError: ``audit.positive`` is no class of the data, or missing where ``audit.max_gap`` needs it.
+    """
+    positive, limits = positive_class(job.audit.positive, facts.classes), job.audit.max_gap
+    rates = sorted(set(limits) - {"accuracy_difference"}) if isinstance(limits, dict) else []
+    if positive is None and facts.classes and rates:
+        # A limit on what is not measured would never be exceeded.
+        raise DataError(
+            f"audit.max_gap limits {rates[0]}, which is about one class, and there are {len(facts.classes)}: say which "
+            f"by audit.positive"
+        )
+    return positive
+
+
 def positive_class(wanted: str | int | None, classes: tuple[str, ...]) -> int | None:
     """The number of the class that rates are about: the one asked for, else the last of two, else none."""
     if wanted is None:
@@ -117,16 +132,6 @@ def positive_class(wanted: str | int | None, classes: tuple[str, ...]) -> int | 
     if str(wanted) not in classes:
         raise DataError(f"audit.positive is {wanted!r}, which is no class; there are {', '.join(classes) or 'none'}")
     return classes.index(str(wanted))
-
-
-def _refuse_limits_of_rates(limits: Any, classes: int) -> None:
-    """A limit on what is not measured would never be exceeded."""
-    rates = sorted(set(limits) - {"accuracy_difference"}) if isinstance(limits, dict) else []
-    if rates:
-        raise DataError(
-            f"audit.max_gap limits {rates[0]}, which is about one class, and there are {classes}: say which by "
-            f"audit.positive"
-        )
 
 
 def _gate(role: str, ceiling: Ceiling, negative: Negative, found: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from distill_jobs.accounts import leave_to_the_unfinished
 from distill_jobs.console import Console
 from distill_jobs.context import Context
 from distill_jobs.costs.ledger import unfinished
-from distill_jobs.errors import BudgetError
+from distill_jobs.data.facts import DataFacts
+from distill_jobs.errors import BudgetError, DataError
+from distill_jobs.pipeline import prepare
 from distill_jobs.spec import parse_job
 from distill_jobs.stage import StageRecord
 
@@ -119,3 +121,16 @@ def test_arms_that_are_entered_by_themselves_are_not_counted_twice(context: Cont
     assert context.ledger.spent() == pytest.approx(30.0)
     found = context.ledger.find(unfinished("train"))
     assert found is not None and found.usd == pytest.approx(18.0)
+
+
+def test_a_class_that_the_audit_will_not_find_is_told_before_anything_is_trained(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = DataFacts("classification", "tabular", "f", classes=("no", "yes"))
+    facts.save(context.workdir / "data")
+    monkeypatch.setattr(context, "do", lambda *_: None)
+    prepare(context)
+    audit = context.job.audit.model_copy(update={"positive": "maybe"})
+    context.job = context.job.model_copy(update={"audit": audit})
+    with pytest.raises(DataError, match=r"audit\.positive is .maybe., which is no class; there are no, yes"):
+        prepare(context)
