@@ -53,7 +53,8 @@ class PriceBook:
         """The shipped book, the file ``costs.prices`` over it, and ``costs.override`` over both.
 
         Raises:
-            SpecError: a file that can't be read, a key that isn't known, a price that is no number of 0 or more.
+            SpecError: a file that can't be read, a key that isn't known, a price that is no number of 0 or more, a
+                device of ``costs.spot`` in other letters than the book's.
         """
         text = resources.files(__package__).joinpath("prices.yaml").read_text(encoding="utf-8")
         book = cls(math.nan, math.nan, {})._with_file(text, "the shipped price book")
@@ -62,6 +63,11 @@ class PriceBook:
             book = book._with_file(_read(costs.prices), costs.prices)
         for key, value in costs.override.items():
             book = book._with_price(key, value)
+        meant = {name.lower(): name for name in (CPU, *book.accelerator_hour)}
+        for device in costs.spot if isinstance(costs.spot, dict) else ():
+            # Types that no book names may stand there too, so that only a slip can be told.
+            if (name := meant.get(device.lower(), device)) != device:
+                raise SpecError(f"costs.spot: there is no device {device}; did you mean {name}?")
         return book
 
     def accelerator_price(self, accelerator: str | None) -> float:

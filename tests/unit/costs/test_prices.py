@@ -137,3 +137,10 @@ def test_each_kind_of_accelerator_has_its_own_price() -> None:
     assert book.money(mixed, "A100") == pytest.approx(hours)
     both = mixed + Usage(device_seconds=60, by_accelerator={"L4": 60.0})
     assert both.by_accelerator == {"H100": 7200.0, "L4": 3660.0} and Usage.of(both.as_dict()) == both
+
+
+def test_a_slip_in_the_name_of_a_spot_device_is_told() -> None:
+    for slip, meant in (("h100", "H100"), ("cpu", "CPU")):
+        with pytest.raises(SpecError, match=rf"^costs.spot: there is no device {slip}; did you mean {meant}\?$"):
+            PriceBook.load(Costs(spot={slip: True}))
+    assert PriceBook.load(Costs(spot={"CPU": False, "H100": True, "Abacus": True})).cpu_hour > 0
