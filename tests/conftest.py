@@ -1,6 +1,7 @@
 """What all tests share: an object store that speaks the S3 protocol."""
 
 from collections.abc import Callable, Iterator
+from urllib.request import Request, urlopen
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -15,6 +16,8 @@ def s3() -> Iterator[Callable[[str], Folder]]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    # All servers of a process have one memory: another module's buckets are gone before this one's are made.
+    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
 
     def bucket(name: str) -> Folder:
         fs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True).create_dir(name)

@@ -59,7 +59,9 @@ def test_the_whole_distribution_at_every_temperature(case) -> None:
     if gold < 0:
         assert int(signal.gold_rank) == -1 and float(signal.gold_logprob) == 0.0
     elif dense[gold] > 0:
-        assert float(signal.gold_logprob) == pytest.approx(np.log(dense[gold]), abs=1e-4)
+        # What the kept entries lack of 1 is known to float32's rounding of what they have.
+        lacks = np.inf if gold in [ids[i] for i in kept] else dense[gold] * (classes - len(kept))
+        assert float(signal.gold_logprob) == pytest.approx(np.log(dense[gold]), abs=1e-4 + 1e-7 / lacks)
         # Rounding may order classes of all but the same probability either way.
         low, high = (dense > dense[gold] * 1.0001).sum(), (dense > dense[gold] * 0.9999).sum()
         assert low <= int(signal.gold_rank) <= high
