@@ -30,7 +30,7 @@ demo: setup      ## distil a census classifier: fetch, prepare, teach, capture, 
 	@$(BIN)/python -m distill_jobs.examples.fetch adult --into demo
 	@$(BIN)/distill run distill_jobs/examples/adult.yaml
 
-demo-lm: setup   ## distil SmolLM2-135M into 6 of its 30 layers (about 20 minutes on 2 cores)
+demo-lm: setup   ## distil SmolLM2-135M into 6 of its 30 layers (12 to 20 minutes on 2 cores)
 	@$(BIN)/python -m distill_jobs.examples.fetch lm --into demo
 	@$(BIN)/distill run distill_jobs/examples/lm.yaml
 
