@@ -202,6 +202,8 @@ class Tuning:
             self.spent[trial.name] = Usage.of(trial.usage)
             if trial.state != "begun":
                 self.shares[trial.name] = 1.0
+                # A call that was killed may have left its run open.
+                self._close(trial)
         return run_sweep(
             self.context.session,
             run_trial,
@@ -231,13 +233,18 @@ class Tuning:
         self.advance(sum(self.shares.values()), self.total, trial.name)
         if trial.state == "begun":
             return
-        usage = Usage.of(trial.usage)
+        self._close(trial)
+        with suppress(FileError):  # it may still be writing: the whole folder goes at the end
+            (self.work_folder / "arms" / trial.name).clear()
+
+    def _close(self, trial: Trial) -> None:
+        """Give MLflow the outcome of a trial that has ended."""
+        context, name = self.context, f"{FOLDER}/{trial.name}"
+        run, usage = context.tracked(name), Usage.of(trial.usage)
         reckoned = context.reckoner.entry(name, usage, self.accelerator, trial.started, trial.ended)
         run.metrics({f"quality/validation_{self.metric}": trial.score, **cost_metrics(reckoned)})
         run.tags({"distill.trial": trial.state.upper(), **({"distill.why": trial.why} if trial.why else {})})
         context.end(name, "FAILED" if trial.state == "failed" else "FINISHED")
-        with suppress(FileError):  # it may still be writing: the whole folder goes at the end
-            (self.work_folder / "arms" / trial.name).clear()
 
     def _write(self, student: Round, baseline: Round | None, seconds: float) -> tuple[Made, Usage]:
         context, workdir = self.context, self.context.workdir

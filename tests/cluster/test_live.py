@@ -102,7 +102,7 @@ def job(session: Session, tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp("live")
     texts = [("word " * (1 + (i * 7) % 23)).strip() for i in range(60)]
     pq.write_table(pa.table({"text": texts}), folder / "text.parquet")
-    train = {"steps": 4, "batch_size": 8, "micro_batch": 2, "learning_rate": 0.01}
+    train = {"steps": 4, "batch_size": 8, "micro_batch": 2, "learning_rate": 0.01, "precision": "fp32"}
     job = parse_job(
         {
             "name": "live",

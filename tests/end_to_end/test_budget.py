@@ -14,6 +14,7 @@ DOLLAR_A_CORE_SECOND = {"override": {"cpu_hour": 3600.0}}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_budget_stops_training_and_a_larger_one_goes_on(digits: Path, distill: Distill, tmp_path: Path) -> None:
     train = {"epochs": 1e6, "batch_size": 64, "learning_rate": 0.003}
     changes = {"student__train": train, "teacher__train": {**train, "epochs": 1.0}, "costs": DOLLAR_A_CORE_SECOND}
