@@ -210,8 +210,9 @@ class _Desk:
             raise error
 
     def _begin(self, event: Event, before: Trial | None) -> Trial:
-        usage = before.usage if before is not None else {}
-        trial = Trial(event.name, event.parameters, usage=usage, started=time.time())
+        usage, curve = (before.usage, [*before.curve]) if before is not None else ({}, [])
+        # It may go on from where it was cut off, and is then not looked at again before that.
+        trial = Trial(event.name, event.parameters, curve=curve, usage=usage, started=time.time())
         self.known[event.name] = trial
         # A trial tells what of its input it is through by now, in whichever attempt; all else adds up over attempts.
         held = replace(Usage.of(usage), rows=0, tokens=0)
@@ -239,7 +240,8 @@ class _Desk:
         if result["final"]:
             trial.state, trial.told = "finished", result["told"]
         else:
-            trial.curve.append({"share": result["share"], "score": result["score"], **result["told"]})
+            earlier = [look for look in trial.curve if look["share"] < result["share"]]
+            trial.curve = [*earlier, {"share": result["share"], "score": result["score"], **result["told"]}]
             if result["done"] and not stopping:
                 trial.state = "pruned"
 

@@ -200,9 +200,11 @@ class Tuning:
         self.books.append(book)
         for trial in book.trials():
             self.spent[trial.name] = Usage.of(trial.usage)
-            if trial.state != "begun":
+            # A call that was killed may have left its run open. What was cut off ends with this call at the latest.
+            if trial.state == "begun":
+                self.context.tracked(f"{FOLDER}/{trial.name}")
+            else:
                 self.shares[trial.name] = 1.0
-                # A call that was killed may have left its run open.
                 self._close(trial)
         return run_sweep(
             self.context.session,
