@@ -13,7 +13,8 @@ saves a run above its share of what the teacher cost); noise alone gets there in
 """
 
 from distill_jobs import words
-from distill_jobs.costs.verdict import Answer, Estimate, Evidence, Reason, Verdict
+from distill_jobs.costs.case import Case
+from distill_jobs.costs.verdict import Estimate, Evidence, Reason, Verdict
 from distill_jobs.spec.goal import Aim, Deploy, Goal, Iterate
 
 LEAST_SEEDS = 3
@@ -24,7 +25,7 @@ PREDICTED_FACTOR = 2.0
 def decide(goal: Goal, evidence: Evidence) -> Verdict:
     """The verdict for a goal by the evidence there is, before a run or after it."""
     aim: Aim = goal.chosen
-    case = _Case(goal.kind, aim, evidence)
+    case = Case(goal.kind, aim, evidence)
     if isinstance(aim, Iterate):
         return _iterate(case, aim)
     if isinstance(aim, Deploy):
@@ -38,61 +39,7 @@ def decide(goal: Goal, evidence: Evidence) -> Verdict:
     return _worth(case) if evidence.gain is not None else _unmeasured(case)
 
 
-class _Case:
-    """The question, with ways to put numbers into words and to conclude."""
-
-    def __init__(self, kind: str, aim: Aim, evidence: Evidence) -> None:
-        self.kind, self.aim, self.evidence = kind, aim, evidence
-        self.reasons: list[Reason] = []
-
-    def by(self, estimate: Estimate) -> str:
-        """``+0.31 percentage points (95 % interval +0.12 to +0.50)``."""
-        metric = self.evidence.metric
-        told = f"{words.difference(metric, estimate.value)} {words.unit(metric)}"
-        if estimate.low is None or estimate.high is None:
-            return f"{told} (no interval)"
-        low, high = (words.difference(metric, end) for end in (estimate.low, estimate.high))
-        return f"{told} (95{words.NB}% interval {low} to {high})"
-
-    def note(self, text: str, estimate: Estimate) -> None:
-        self.reasons.append(Reason.of(text, estimate))
-
-    def conclude(self, answer: Answer, sentence: str, against: list[Reason | None], then: str | None = None) -> Verdict:
-        """The verdict; of the arguments against it the first that there is."""
-        strongest = next((reason for reason in against if reason is not None), None)
-        return Verdict(answer, self.kind, sentence, tuple(self.reasons), strongest, then)
-
-    def note_gain(self) -> Estimate:
-        gain = self.evidence.gain
-        assert gain is not None
-        self.note(
-            f"The student's gain over a no-teacher baseline of equal budget is {self.by(gain)}, over "
-            f"{self.evidence.seeds} seeds and {self.evidence.rows:,} held-out rows.",
-            gain,
-        )
-        return gain
-
-    def note_money(self) -> None:
-        extra, alone = self.evidence.extra_usd, self.evidence.alone_usd
-        if extra is not None and alone is not None:
-            said = "is predicted to cost" if self.evidence.predicted else "cost"
-            told = f"Distilling {said} {words.money(extra)} more than the {words.money(alone)} of training alone."
-            source = "plan.json" if self.evidence.predicted else "ledger.json"
-            self.reasons.append(Reason(told, extra, None, None, source))
-
-    def note_payback(self) -> None:
-        """After how many requests, and months of those that the goal expects, the cheaper student has paid."""
-        requests, aim = self.evidence.payback_requests, self.aim
-        if requests is None or not isinstance(aim, Deploy):
-            return
-        told = f"Against serving the teacher, distilling has paid after {words.count(requests)} requests"
-        if aim.requests_per_month is not None:
-            months = requests / aim.requests_per_month
-            told += f", which is {words.significant(months)} months at {words.count(aim.requests_per_month)} a month"
-        self.reasons.append(Reason(f"{told}.", requests, None, None, "alternatives.json"))
-
-
-def _limits(case: _Case, aim: Deploy) -> Verdict | None:
+def _limits(case: Case, aim: Deploy) -> Verdict | None:
     """What the limits alone decide; None where the student keeps them and quality has to decide."""
     evidence = case.evidence
     if not evidence.serving:
@@ -116,7 +63,7 @@ def _limits(case: _Case, aim: Deploy) -> Verdict | None:
     return _keep(case) if kept["teacher"] and evidence.gain is not None else None
 
 
-def _keeps(case: _Case, aim: Deploy, role: str) -> bool | None:
+def _keeps(case: Case, aim: Deploy, role: str) -> bool | None:
     """Whether a model keeps every limit, None where its price alone is not known; notes where it stands by each."""
     serving = case.evidence.serving[role]
     stands = [
@@ -142,7 +89,7 @@ def _keeps(case: _Case, aim: Deploy, role: str) -> bool | None:
     return None if fits and not known else fits
 
 
-def _keep(case: _Case) -> Verdict | None:
+def _keep(case: Case) -> Verdict | None:
     """Keep the teacher where nothing forbids it and it is shown to be better than both that are smaller, or where it
     can't be told."""
     behind, headroom, aim = case.evidence.behind, case.evidence.headroom, case.aim
@@ -167,7 +114,7 @@ def _keep(case: _Case) -> Verdict | None:
     )
 
 
-def _worth(case: _Case) -> Verdict:
+def _worth(case: Case) -> Verdict:
     """Distil, or train the student alone: by the gain over the baseline."""
     evidence, margin = case.evidence, case.aim.margin
     gain, few = case.note_gain(), evidence.seeds < LEAST_SEEDS
@@ -203,7 +150,7 @@ def _worth(case: _Case) -> Verdict:
     return case.conclude("train the student alone", sentence, [_point(case)])
 
 
-def _iterate(case: _Case, aim: Iterate) -> Verdict:
+def _iterate(case: Case, aim: Iterate) -> Verdict:
     """Does what the teacher saves in each of the coming runs pay for it?"""
     found = case.evidence.iteration
     if found is None:
@@ -229,7 +176,7 @@ def _iterate(case: _Case, aim: Iterate) -> Verdict:
     )
     case.note(told, saved)
     each = found.upfront / aim.runs
-    if saved.above(each):
+    if saved.above(each) and found.seeds >= LEAST_SEEDS:
         return case.conclude("distil", f"Over {aim.runs} runs the teacher saves more than it cost.", _doubts(case))
     if saved.at_most(each):
         sentence = f"Over {aim.runs} runs the teacher does not save what it cost."
@@ -238,7 +185,7 @@ def _iterate(case: _Case, aim: Iterate) -> Verdict:
     return case.conclude("not yet known", "How much the teacher saves a run is too uncertain.", [_point(case)], then)
 
 
-def _unmeasured(case: _Case) -> Verdict:
+def _unmeasured(case: Case) -> Verdict:
     case.note_money()
     mistakes = case.evidence.mistakes
     if mistakes is not None:
@@ -249,7 +196,7 @@ def _unmeasured(case: _Case) -> Verdict:
     return case.conclude("not yet known", sentence, [_price(case)], then)
 
 
-def _doubts(case: _Case) -> list[Reason | None]:
+def _doubts(case: Case) -> list[Reason | None]:
     """What speaks against distilling, the gravest first."""
     evidence, harm = case.evidence, case.evidence.harm
     found: list[Reason | None] = []
@@ -269,14 +216,14 @@ def _doubts(case: _Case) -> list[Reason | None]:
     return found
 
 
-def _untuned(case: _Case) -> Reason | None:
+def _untuned(case: Case) -> Reason | None:
     if case.evidence.tuned:
         return None
     told = "T and alpha are as set, not tuned; a student can surpass its teacher (run `distill tune` to see)."
     return Reason(told, None, None, None, "spec.yaml")
 
 
-def _point(case: _Case) -> Reason | None:
+def _point(case: Case) -> Reason | None:
     """The bare number, where it points away from what the interval allows to be said."""
     gain = case.evidence.gain
     if gain is None:
@@ -288,7 +235,7 @@ def _point(case: _Case) -> Reason | None:
     return Reason.of(text, gain)
 
 
-def _price(case: _Case) -> Reason | None:
+def _price(case: Case) -> Reason | None:
     """How much less the student takes to serve; nothing where it takes no less."""
     serving = case.evidence.serving
     if "teacher" not in serving or "student" not in serving:

@@ -41,7 +41,6 @@ def _after(job: Job, workdir: Folder, audit: dict[str, Any], evaluation: dict[st
     lead, trials = _estimate(ceiling["student_over_teacher"]), _read(workdir, "tune/trials.json")
     return Evidence(
         metric=ceiling["in"],
-        quality={role: arm["quality"]["value"] for role, arm in ceiling["arms"].items()},
         gain=_estimate(ceiling["gain"]),
         behind=None if lead is None else lead.reversed(),
         headroom=_estimate(ceiling["teacher_over_baseline"]),

@@ -73,7 +73,6 @@ class Evidence:
 
     Attributes:
         metric: ``accuracy`` or ``nats a token``, what differences are counted in.
-        quality: of teacher, student and baseline, where they have been measured.
         gain: the student's over the baseline.
         behind: the teacher's lead over the student; headroom: over the baseline.
         seeds, rows: of each arm, and held out.
@@ -91,7 +90,6 @@ class Evidence:
     """
 
     metric: str
-    quality: dict[str, float] = field(default_factory=dict)
     gain: Estimate | None = None
     behind: Estimate | None = None
     headroom: Estimate | None = None

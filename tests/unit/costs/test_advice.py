@@ -65,6 +65,7 @@ def ask(evidence: Evidence, **goal: Any) -> Verdict:
         (GOOD, {"deploy": {"usd_per_million": 1.0, "hardware": "epyc"}}, "distil"),
         (replace(NO_GAIN, tuned=True), {"deploy": {"latency_ms": 2.0}}, "train the student alone"),
         (replace(GOOD, iteration=ITERATION), {"iterate": {"runs": 10}}, "distil"),
+        (replace(GOOD, iteration=replace(ITERATION, seeds=2)), {"iterate": {"runs": 10}}, "not yet known"),
         (replace(GOOD, iteration=ITERATION), {"iterate": {"runs": 1}}, "train the student alone"),
         (
             replace(GOOD, iteration=replace(ITERATION, saved=at(-0.01, 0.02))),
