@@ -163,7 +163,7 @@ def run_gang(
         GangError: a rank failed or died, more often than ``max_failures``; one line says which and why.
         ClusterError, or one of ``fatal``: as a rank raised it.
     """
-    session.require(what, gang.least, gang.cpus, gang.gpus)
+    session.require({what: [(gang.least, {"CPU": gang.cpus, "GPU": gang.gpus})]})
     started = time.perf_counter()
     mailbox, name, spent = session.mailbox, uuid.uuid4().hex, session.spending()
     story = Story(started, gang.cpus, gang.gpus)

@@ -159,15 +159,19 @@ class Session:
         """For how many workers that hold so much the cluster has room, were it idle."""
         return sum(_room(node["Resources"], held) for node in ray.nodes() if node["Alive"])
 
-    def require(self, what: str, count: int, cpus: float, gpus: float) -> None:
-        """Check that ``count`` workers of ``cpus`` and ``gpus`` each fit into the whole cluster together.
+    def require(self, needs: Mapping[str, Sequence[Need]]) -> None:
+        """Check that the workers of each entry fit into the whole cluster together.
+
+        Args:
+            needs: by what asks for them, in words.
 
         Raises:
             ResourceError: they don't, and the cluster won't grow.
         """
-        problem = self.lacks([(count, {"CPU": cpus, "GPU": gpus})])
-        if problem is not None and not self.grows:
-            raise ResourceError(f"{what} {problem}")
+        for what, workers in needs.items():
+            problem = self.lacks(workers)
+            if problem is not None and not self.grows:
+                raise ResourceError(f"{what} {problem}")
 
 
 def _workers(count: int) -> str:

@@ -116,7 +116,7 @@ def run_sweep(
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if sweep.in_process:  # a gang asks for itself
-        session.require(what, 1, sweep.cpus, sweep.gpus)
+        session.require({what: [(1, {"CPU": sweep.cpus, "GPU": sweep.gpus})]})
     # Where nothing is searched, what the book holds besides the points is of no concern.
     known = {trial.name: trial for trial in book.trials() if sweep.space or trial.name in sweep.points}
     if _ended(known.values()) < sweep.trials:

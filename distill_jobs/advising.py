@@ -3,13 +3,13 @@
 from cluster.files import Folder
 from cluster.session import Session
 from distill_jobs.console import Console
-from distill_jobs.context import require_all
 from distill_jobs.costs import plan
 from distill_jobs.costs.advice import decide
 from distill_jobs.costs.evidence import gather
 from distill_jobs.costs.reckon import Reckoner
 from distill_jobs.costs.verdict import VERDICT, Verdict
 from distill_jobs.inputs import inputs_of
+from distill_jobs.needs import needs_of
 from distill_jobs.planning import estimate
 from distill_jobs.spec import Job
 
@@ -19,7 +19,7 @@ def advise(job: Job, console: Console) -> None:
     workdir = Folder(job.workdir)
     if not workdir.exists("audit.json") and plan.read(workdir) is None:
         with Session(job.cluster.address, job.cluster.cpus, job.cluster.gpus) as session:
-            require_all(job, session)
+            session.require(needs_of(job))
             with console.bar("probe", None, "a short look at the real models on real rows"):
                 estimate(job, inputs_of(job), session, Reckoner(job.costs))
     print_verdict(decide(job.goal, gather(job, workdir)), console)

@@ -13,7 +13,7 @@ from cluster.session import Session
 from cluster.shards import map_shards
 from distill_jobs.capture.crews import crew_of
 from distill_jobs.console import Console
-from distill_jobs.context import Context, require_all
+from distill_jobs.context import Context
 from distill_jobs.costs import plan
 from distill_jobs.costs.budget import refuse_or_warn
 from distill_jobs.costs.estimate import StageEstimate, predict, total
@@ -23,6 +23,7 @@ from distill_jobs.costs.rates import Rates, Sizes
 from distill_jobs.costs.reckon import Reckoner
 from distill_jobs.errors import DistillError
 from distill_jobs.inputs import STAGES, Inputs, inputs_of, statuses_of
+from distill_jobs.needs import needs_of
 from distill_jobs.spec import Job
 from distill_jobs.words import duration, money, size
 
@@ -42,7 +43,7 @@ def print_plan(job: Job, console: Console) -> None:
     console.table("what would run", ["stage", "", "why"], rows)
     reckoner = Reckoner(job.costs)
     with Session(job.cluster.address, job.cluster.cpus, job.cluster.gpus) as session:
-        require_all(job, session)
+        session.require(needs_of(job))
         estimates, _ = estimate(job, inputs, session, reckoner)
     table = [_row(each) for each in [*estimates, total(estimates)]]
     headings = ["stage", "time", "bytes", "money", "kWh", "from"]

@@ -53,12 +53,12 @@ def test_a_guest_joins_works_and_leaves(session: Session) -> None:
 
 def test_the_embedded_cluster_says_what_it_has(session: Session) -> None:
     assert session.embedded and session.accelerator() is None
-    session.require("work", 2, 1, 0)
-    session.require("work", 4, 0.5, 0)
+    session.require({"work": [(2, {"CPU": 1})]})
+    session.require({"work": [(4, {"CPU": 0.5})]})
     with pytest.raises(
         ResourceError, match=r"work asks for 1 worker of 2\.5 CPU \(2\.5 in all\), but the cluster has 2"
     ):
-        session.require("work", 1, 2.5, 0)
+        session.require({"work": [(1, {"CPU": 2.5})]})
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
