@@ -15,6 +15,18 @@ class ResourceError(ClusterError):
     exit_code = 2
 
 
+class LeaseError(ClusterError):
+    """Somebody else is at work in the same folder."""
+
+    exit_code = 2
+
+
+class JobError(ClusterError):
+    """A Ray job can't be submitted, found or stopped as asked."""
+
+    exit_code = 2
+
+
 class FileError(ClusterError):
     """A file could not be read or written."""
 

@@ -1,5 +1,6 @@
 """What all stages of one run share: the session, the tracker, the ledger, the terminal; and how a stage ends."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -7,8 +8,9 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
-from cluster.errors import ResourceError
+from cluster.errors import LeaseError
 from cluster.files import Folder, digest
+from cluster.lease import Hold
 from cluster.meter import Usage
 from cluster.session import Session
 from cluster.tracking import Run, Status, Tracker, flatten
@@ -18,6 +20,7 @@ from distill_jobs.costs.ledger import Entry, Kind, Ledger, unfinished
 from distill_jobs.costs.ledger import metrics as cost_metrics
 from distill_jobs.costs.reckon import Reckoner
 from distill_jobs.inputs import inputs_of
+from distill_jobs.needs import needs_of
 from distill_jobs.spec import Job
 from distill_jobs.stage import RECORD, StageRecord, status
 from distill_jobs.words import size
@@ -25,12 +28,20 @@ from distill_jobs.words import size
 Made = dict[str, Any]
 Work = Callable[[Advance], tuple[Made, Usage]]
 RUNS = "tracking.json"
+# Set in the environment of a job that was submitted: its id, and the token of a lease whose owner is known to be gone.
+JOB, DEAD_LEASE = "DISTILL_JOB", "DISTILL_DEAD_LEASE"
 _LOADER = "distill_jobs.models.serving:load"
 _PACKAGES = ("distill-jobs", "torch", "transformers")
 
 
 class Context:
-    """One run of a pipeline. The Ray session starts when a stage first needs it, and ends with the block."""
+    """One run of a pipeline. The workdir is this process's alone until the block ends.
+
+    The Ray session starts when a stage first needs it, and ends with the block.
+
+    Raises:
+        LeaseError: on entering, when another process is at work in the workdir.
+    """
 
     def __init__(self, job: Job, console: Console) -> None:
         self.job, self.console = job, console
@@ -46,17 +57,22 @@ class Context:
         self._attempt: tuple[str, Usage, float] = ("", Usage(), 0.0)
 
     def __enter__(self) -> Self:
+        job, dead = os.environ.get(JOB, ""), os.environ.get(DEAD_LEASE, "")
+        self._lease = self._open.enter_context(Hold(self.workdir, job, dead, self.console.say))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         ended = "FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED"
-        for run in self._runs.values():
-            run.end(ended)  # type: ignore[arg-type]
-        if "parent" in self.__dict__:
-            self.parent.end(ended)  # type: ignore[arg-type]
-        self._open.close()
+        # Whatever comes in between, a second signal for example: no actor stays behind, and no lease.
+        with self._open:
+            for run in self._runs.values():
+                run.end(ended)  # type: ignore[arg-type]
+            if "parent" in self.__dict__:
+                self.parent.end(ended)  # type: ignore[arg-type]
+        if self._lease.lost:
+            raise LeaseError(self._lease.lost)
 
     @cached_property
     def session(self) -> Session:
@@ -65,7 +81,7 @@ class Context:
         spec = self.job.cluster
         session = self._open.enter_context(Session(spec.address, spec.cpus, spec.gpus))
         session.on_usage = self.spending.hear
-        require_all(self.job, session)
+        session.require(needs_of(self.job))
         return session
 
     @property
@@ -204,28 +220,6 @@ class Context:
 def home_of(workdir: Folder) -> Folder:
     """The folder beside a workdir."""
     return Folder(workdir.uri.rstrip("/").rpartition("/")[0] or ".")
-
-
-def require_all(job: Job, session: Session) -> None:
-    """Refuse a job that holds more at once than the cluster has, before anything is spent.
-
-    Raises:
-        ResourceError: naming the setting that asks for too much.
-    """
-    data = job.data
-    session.require("data.actors", data.actors, data.cpus_per_actor, 0.0)
-    for kind in job.capture.crews:
-        session.require("capture.actors", kind.least, kind.cpus_per_actor, kind.gpus_per_actor)
-    if job.distill.soft_labels == "live":
-        student, kinds = job.student.train, job.capture.crews
-        gang = (student.most_workers, {"CPU": student.cpus_per_worker, "GPU": student.gpus_per_worker})
-        beside = [(kind.least, {"CPU": kind.cpus_per_actor, "GPU": kind.gpus_per_actor}) for kind in kinds]
-        problem = session.lacks([gang, *beside])
-        if problem is not None and not session.grows:
-            raise ResourceError(f"distill.soft_labels live: student.train.workers with capture.actors {problem}")
-    for name, train in (("teacher", job.teacher.train), ("student", job.student.train)):
-        if train is not None:
-            session.require(f"{name}.train.workers", train.least_workers, train.cpus_per_worker, train.gpus_per_worker)
 
 
 def _numbers(made: Made) -> dict[str, float]:
