@@ -25,6 +25,7 @@ from cluster.mailbox import Mail, Slot
 from cluster.meter import cpu_seconds
 from cluster.power import Gauge, Machine
 from cluster.session import Need, Session
+from cluster.standing import STANDING
 from cluster.team import Crew, Worker
 
 Fatal = tuple[type[Exception], ...]
@@ -45,6 +46,7 @@ class _Outcome:
     leaving: bool = False
     told: Mapping[str, float] | None = None
     joules: Mapping[str, float] = field(default_factory=dict)
+    survived: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Actor:
@@ -58,6 +60,8 @@ class _Actor:
         self.gauge = Gauge(cpus, gpus)
         self.burnt = self.gauge.read()
         self.worker: Worker | None = None
+        # An embedded cluster's actor may be a process that Ray has used before.
+        self.survived: Mapping[str, int] = STANDING.faults()
         os.environ.update(dict.fromkeys(_THREADS, str(self.threads)))
         notice.listen(lambda numbers: slot.report({"actor": number, "told": dict(numbers)}))
         # Ray's own answer to SIGTERM would end the process on the spot.
@@ -90,7 +94,9 @@ class _Actor:
         before, self.cpu = self.cpu, cpu_seconds()
         burnt, self.burnt = self.burnt, self.gauge.read()
         joules = (self.burnt - burnt).joules
-        return _Outcome(value, problem, self.cpu - before, notice.leaving(), notice.told() or None, joules)
+        faults, self.survived = self.survived, STANDING.faults()
+        more = {kind: times - faults.get(kind, 0) for kind, times in self.survived.items()}
+        return _Outcome(value, problem, self.cpu - before, notice.leaving(), notice.told() or None, joules, more)
 
     @ray.method(concurrency_group=_NOTICE)  # type: ignore[untyped-decorator]
     def leave(self, seconds: float | None) -> None:
@@ -199,6 +205,8 @@ class RayActors:
         if error is not None:  # what the worker returned could not be sent here
             return [Ended(actor, error=ShardError(one_line(error)))]
         got: _Outcome = future.result()
+        for kind, times in got.survived.items():
+            STANDING.survived(kind, times)
         return [Ended(actor, got.value, got.error, got.cpu_seconds, got.leaving, got.told, got.joules)]
 
     def _dead(self, actor: int, error: BaseException) -> list[Event]:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from cluster.errors import ClusterError, FileError, TransientFileError
+from cluster.standing import STANDING
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ def patiently(where: str, call: Callable[[], T]) -> T:
     while True:
         try:
             with said(where):
-                return call()
+                found = call()
         except TransientFileError:
             # Many actors that meet the same fault must not come back all at once.
             wait = pause * random.uniform(0.5, 1.5)
@@ -81,6 +82,10 @@ def patiently(where: str, call: Callable[[], T]) -> T:
             end = end or time.monotonic() + patience()
             if time.monotonic() + wait > end:
                 raise
+        else:
+            if end is not None:
+                STANDING.survived("storage_faults")
+            return found
         time.sleep(wait)
         pause = min(2 * pause, _LONGEST_PAUSE)
 

@@ -22,6 +22,7 @@ from cluster.mailbox import Mailbox, Slot
 from cluster.meter import Usage, cpu_seconds
 from cluster.power import Gauge
 from cluster.session import Session
+from cluster.standing import STANDING
 from cluster.story import Story, cause
 
 _POLL_SECONDS = 0.2
@@ -252,8 +253,12 @@ def _follow(
         mail = mailbox.take(name)
         story.take(mail, time.perf_counter())
         ranks.extend(mail.ranks)
+        for kind, times in mail.survived.items():
+            STANDING.survived(kind, times)
         for text in mail.notes:
             on_note(text)
+        if mail.waits or mail.sizes:
+            STANDING.waiting = None if mail.sizes else mail.waits
         for values in mail.reports:
             on_report(values)
 
@@ -296,6 +301,7 @@ def _on_rank(config: dict[str, Any]) -> bytes | None:
     if not task.slot.join(mine, world, gauge.machine):
         raise GangError("the gang was stopped before it had started")
     torch.set_num_threads(max(1, math.floor(task.gang.cpus)))
+    STANDING.listen(task.slot.survived)
     rank = Rank(mine, world, device(), task.slot, gauge)
     try:
         value = task.fn(rank, task.argument)

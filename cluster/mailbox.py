@@ -5,6 +5,7 @@ Ranks on any node can reach it, and a slow driver never slows them: leaving a me
 
 import contextlib
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,8 @@ class Mail:
     Attributes:
         reports, failures: what ranks said, and which errors have ended them.
         notes: what is to be told to the user.
+        waits: what the gang waits for, in the last of the notes that said so.
+        survived: faults that ranks have survived, by their names in ``cluster.standing``.
         ranks: those that have started; of each start of the gang the number of them stands in ``sizes``.
         machines: where each of them has started.
         burnt: of each rank that came to its end its machine, and the processor seconds and joules of its process.
@@ -34,6 +37,8 @@ class Mail:
     reports: list[dict[str, Any]] = field(default_factory=list)
     failures: list[tuple[int, Exception]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    waits: str | None = None
+    survived: Counter[str] = field(default_factory=Counter)
     ranks: list[ActorHandle] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     machines: list[Machine] = field(default_factory=list)
@@ -58,6 +63,13 @@ class _Box:
 
     def note(self, gang: str, text: str) -> None:
         self.mail.setdefault(gang, Mail()).notes.append(text)
+
+    def wait(self, gang: str, text: str) -> None:
+        self.note(gang, text)
+        self.mail[gang].waits = text
+
+    def survived(self, gang: str, kind: str, times: int) -> None:
+        self.mail.setdefault(gang, Mail()).survived[kind] += times
 
     def burnt(self, gang: str, machine: Machine, cpu_seconds: float, joules: dict[str, float]) -> None:
         self.mail.setdefault(gang, Mail()).burnt.append((machine, cpu_seconds, joules))
@@ -158,6 +170,16 @@ class Slot:
         """Leave a sentence for the user; never waits and never raises."""
         with contextlib.suppress(Exception):
             self._actor.note.remote(self._gang, text)
+
+    def wait(self, text: str) -> None:
+        """The same of a sentence that says what the gang waits for."""
+        with contextlib.suppress(Exception):
+            self._actor.wait.remote(self._gang, text)
+
+    def survived(self, kind: str, times: int) -> None:
+        """Say that this process has survived a fault; never waits and never raises."""
+        with contextlib.suppress(Exception):
+            self._actor.survived.remote(self._gang, kind, times)
 
     def join(self, rank: int, world: int, machine: Machine) -> bool:
         """Say that this rank of ``world`` has started; False when its gang has been stopped meanwhile."""

@@ -56,6 +56,8 @@ class Failures(DefaultFailurePolicy):  # type: ignore[misc]  # Ray is untyped
             return FailureDecision.RAISE
         self._said = set() if died else said
         if decision == FailureDecision.RETRY and failures:
+            if any("node has died" in str(failure) for failure in failures):
+                self._slot.survived("nodes_lost", 1)
             why = "a rank died" if died else min(said)
             self._slot.note(f"{why}; the gang starts again from what it last saved")
         return decision
@@ -98,7 +100,7 @@ class Sizes(ElasticScalingPolicy):  # type: ignore[misc]
         if size == 0 or (size < self._sizes[-1] and waited < _SETTLE_SECONDS):
             if waited > _SILENT_SECONDS and not self._waits_loud:
                 self._waits_loud = True
-                self._slot.note(f"the gang waits until there is room for {_ranks(self._sizes[0])}")
+                self._slot.wait(f"the gang waits until there is room for {_ranks(self._sizes[0])}")
             time.sleep(_PAUSE_SECONDS)
             return NoopDecision()
         if size != (self._size or self._sizes[-1]):

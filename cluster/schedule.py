@@ -53,11 +53,15 @@ class Schedule:
         total: how many shards.
         kinds: how many kinds of actors; every actor is of one of them, and each kind has its own pace.
         retries: how often a shard may fail and be tried again.
+
+    Attributes:
+        lasted: seconds that the shard took which was finished last.
     """
 
     def __init__(self, total: int, kinds: int = 1, retries: int = 3) -> None:
         self.total, self.retries = total, retries
         self.done = self.retried = self.handed_back = self.duplicated = 0
+        self.lasted = 0.0
         self._wasted = [0.0] * kinds
         self._next = 0
         self._back: list[tuple[float, int]] = []  # when it may be tried again, shard
@@ -106,7 +110,8 @@ class Schedule:
             self._waste(held, now)
             return None
         shard = lease.shard
-        self._paces[lease.kind].add(now - lease.began)
+        self.lasted = now - lease.began
+        self._paces[lease.kind].add(self.lasted)
         for other in self._runs.pop(shard):
             self._single[other.kind].pop(shard, None)
         self._failures.pop(shard, None)

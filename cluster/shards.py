@@ -6,8 +6,10 @@ from typing import Any
 
 from cluster.actors import Fatal, RayActors
 from cluster.errors import ResourceError
+from cluster.pool import PoolReport, Progress
 from cluster.session import Session
-from cluster.supervise import PoolReport, Progress, Supervisor
+from cluster.standing import STANDING
+from cluster.supervise import Supervisor
 from cluster.team import Crew, Worker
 
 __all__ = ["Crew", "PoolReport", "Progress", "Worker", "map_shards"]
@@ -64,4 +66,5 @@ def _check_room(session: Session, actors: RayActors, what: str) -> None:
         return
     if not session.grows:
         raise ResourceError(f"{what} {problem}")
+    STANDING.waiting = f"{what} {problem}"
     print(f"{what} {problem}: waiting for it to grow", file=sys.stderr, flush=True)

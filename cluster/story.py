@@ -10,6 +10,7 @@ from cluster.errors import ClusterError, GangError, one_line
 from cluster.mailbox import Mail
 from cluster.meter import Usage
 from cluster.power import Machine, Part, merged, parts_of
+from cluster.standing import STANDING
 
 Fatal = tuple[type[Exception], ...]
 
@@ -49,9 +50,12 @@ class Story:
         if mail.kept or mail.left:
             self.kept = now
         if mail.sizes:
-            if self.sizes and not self.left:
+            if self.sizes:
                 since, size = self.sizes[-1]
-                self.wasted += (now - max(self.kept, since)) * size
+                if not self.left:
+                    self.wasted += (now - max(self.kept, since)) * size
+                    STANDING.survived("gang_restarts", len(mail.sizes))
+                STANDING.survived("gang_resizes", int(mail.sizes[-1] != size))
             self.left = False
             self.failures.clear()
             self.sizes.extend((now, size) for size in mail.sizes)

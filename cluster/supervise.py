@@ -7,7 +7,6 @@ actors there are, and what it holds doesn't depend on how many shards.
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
@@ -17,60 +16,15 @@ from cluster.backend import Backend, Draining, Ended, Lost, Placed, Ready, Told
 from cluster.errors import ResourceError, ShardError, TransientFileError
 from cluster.meter import Usage
 from cluster.notice import HandBack
+from cluster.pool import PoolReport, Progress, Tally
 from cluster.schedule import Schedule
+from cluster.standing import STANDING
 from cluster.team import Crew, Member, Team
 
 _PROGRESS_SECONDS = 1.0
 _LOOK_SECONDS = 5.0
 _PATIENCE_SECONDS = 600.0
 _FAILED_PAUSE, _TRANSIENT_PAUSE, _START_PAUSE, _LONGEST_START_PAUSE = 0.1, 1.0, 0.5, 30.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a map has come.
-
-    Attributes:
-        done, total: shards.
-        actors, starting: actors that can work, and those that wait for room or make their worker.
-        retried, lost_actors: as in the report.
-        told: what the workers have told (``cluster.notice.tell``), summed over actors, dead ones included.
-        usage, by_crew: used so far, in all and by the crew's name.
-    """
-
-    done: int
-    total: int
-    actors: int
-    starting: int
-    retried: int
-    lost_actors: int
-    told: Mapping[str, float]
-    usage: Usage
-    by_crew: Mapping[str, Usage]
-
-
-@dataclass(frozen=True)
-class PoolReport:
-    """What a map used and lived through.
-
-    Attributes:
-        usage: what its actors held, each from when it was placed until it was gone; ``cpu_seconds`` are measured in
-            the actors, ``wall_seconds`` is that of the whole map.
-        by_crew: the same by the crew's name.
-        retried: how often a shard was given out again after a failure.
-        handed_back: how often one was given out again without one.
-        lost_actors: actors that died.
-        duplicated: how often a slow shard was given to a second actor.
-        startup_seconds: from the start to the first shard's beginning.
-    """
-
-    usage: Usage = field(default_factory=Usage)
-    by_crew: Mapping[str, Usage] = field(default_factory=dict)
-    retried: int = 0
-    handed_back: int = 0
-    lost_actors: int = 0
-    duplicated: int = 0
-    startup_seconds: float = 0.0
 
 
 class Supervisor:
@@ -94,6 +48,7 @@ class Supervisor:
         self.schedule = Schedule(len(shards), len(crews), retries)
         self.team = Team(crews)
         self.lost = 0
+        self._tally = Tally()
         self.first: float | None = None
         self.began = self.now = backend.now()
         self._draining: Mapping[str, float | None] = {}
@@ -127,6 +82,9 @@ class Supervisor:
             with contextlib.suppress(Exception):
                 self.on_usage(self._usage()[0])
             raise
+        finally:
+            self._tally.faults(self.schedule, self.lost)
+            STANDING.waiting = None
         self._report_progress()
         usage, by_crew = self._usage()
         schedule, first = self.schedule, self.now if self.first is None else self.first
@@ -218,6 +176,7 @@ class Supervisor:
         if event.error is None:
             shard = self.schedule.finish(event.actor, self.now)
             if shard is not None:
+                STANDING.observe("shard_seconds", self.schedule.lasted)
                 self.on_result(self._shard(shard), event.value)
         else:
             self._failed(event.actor, member, event.error)
@@ -249,6 +208,8 @@ class Supervisor:
         if member is None:
             return
         self.lost += 1
+        if event.node_died and member.node is not None:
+            self._tally.lost_nodes.add(member.node)
         self.team.remove(event.actor, self.now, failed=not member.ready)
         if event.excused or member.leaving:
             self.schedule.hand_back(event.actor, self.now)
@@ -292,6 +253,7 @@ class Supervisor:
             return
         self._looked_at = self.now
         problem = None if self.team.any_placed else self.backend.shortage()
+        STANDING.waiting = None if problem is None else f"{self.what} {problem}"
         if problem is None:
             self._enough_at = self.now
         elif self.now - self._enough_at > _PATIENCE_SECONDS:
@@ -301,6 +263,8 @@ class Supervisor:
         self._told_at = self.now
         usage, by_crew = self._usage()
         self.on_usage(usage)
+        self._tally.faults(self.schedule, self.lost)
+        self._tally.numbers(self.schedule, self.team)
         if self.on_progress is None:
             return
         schedule, team = self.schedule, self.team

@@ -12,6 +12,7 @@ import torch
 
 from cluster.errors import FileError, TransientFileError
 from cluster.files import Folder, digest
+from cluster.standing import STANDING
 
 SIZES = "sizes"
 
@@ -59,6 +60,7 @@ class Sizes:
             self.tokens, self.chunk = min(self.tokens, found[0]), min(self.chunk, found[1])
 
     def _remember(self) -> None:
+        STANDING.survived("batches_halved")
         # A shortcut for others, for which no capture should fail.
         with suppress(FileError, TransientFileError):
             self._folder.write_json(self._name, {**self._of, "tokens": self.tokens, "chunk": self.chunk})

@@ -11,6 +11,7 @@ from cluster.meter import Usage
 from cluster.session import Session
 from cluster.shards import Crew, PoolReport, map_shards
 from cluster.shards import Progress as PoolProgress
+from cluster.standing import STANDING
 from distill_jobs.capture.crews import crew_of
 from distill_jobs.capture.worker import CaptureTask, CaptureWorker
 from distill_jobs.data.commits import Commits
@@ -67,7 +68,7 @@ def capture(
 
         def on_pool(progress: PoolProgress) -> None:
             on_progress(commits.rows + commits.quarantined, book.total, _line(progress, priced))
-            book.told = dict(progress.told)
+            book.tell(progress)
 
         report = map_shards(
             session,
@@ -125,8 +126,18 @@ class _Book:
         self.bytes += result["bytes"]
         self.flops += result["flops"]
         self.reasons = [*self.reasons, *result["quarantine_samples"]][:3]
+        STANDING.survived("rows_quarantined", result["quarantined"])
         if result["quarantined"]:
             self.check()
+
+    def tell(self, progress: PoolProgress) -> None:
+        """Take note of what the actors tell, and show it."""
+        told, seconds = dict(progress.told), progress.usage.wall_seconds
+        STANDING.add("tokens", max(0.0, told.get("tokens", 0.0) - self.told.get("tokens", 0.0)))
+        if seconds:
+            STANDING.show("tokens_per_second", told.get("tokens", 0.0) / seconds)
+        STANDING.show("store_bytes", self.commits.bytes)
+        self.told = told
 
     def check(self) -> None:
         """Raise CaptureError where more rows are in quarantine than may be."""

@@ -17,6 +17,7 @@ from cluster import notice
 from cluster.errors import ClusterError, FileError, ResourceError, ShardError
 from cluster.session import Session
 from cluster.shards import Crew, PoolReport, map_shards
+from cluster.standing import STANDING
 
 
 class Refused(ValueError):
@@ -93,10 +94,27 @@ def test_no_shards(session: Session) -> None:
 
 
 def test_killed_actors_are_replaced(session: Session, tmp_path: Path) -> None:
+    before = Counter(STANDING.faults())
     found, report = collect(session, lambda: Faulty("kill", tmp_path, {1: 1, 3: 2}), list(range(6)), 2)
     assert found == {n: n for n in range(6)}
     assert (report.retried, report.lost_actors) == (3, 3)
+    survived = Counter(STANDING.faults()) - before
+    assert survived - Counter(stragglers_duplicated=9) == {"actors_lost": 3, "shards_retried": 3}
     assert free_cpus(session) == 2
+
+
+class Surviving:
+    """Gets over a fault of the storage at each shard."""
+
+    def run(self, shard: int) -> int:
+        STANDING.survived("storage_faults", shard)
+        return shard
+
+
+def test_what_actors_survive_is_counted_here(session: Session) -> None:
+    before = Counter(STANDING.faults())
+    collect(session, Surviving, [0, 1, 2, 3], 2)
+    assert (Counter(STANDING.faults()) - before)["storage_faults"] == 6
 
 
 class Leaving:

@@ -21,6 +21,7 @@ from cluster import faults, object_store
 from cluster.errors import ClusterError, FileError, TransientFileError
 from cluster.faults import fault, pass_on, patiently
 from cluster.files import Folder, fetch, sha256
+from cluster.standing import STANDING
 
 PASSING = [(500, "InternalError"), (503, "SlowDown"), (429, "TooManyRequests"), "cut", "lose", "refuse"]
 
@@ -68,6 +69,7 @@ def operations(folder: Folder) -> dict[str, Callable[[], Any]]:
 
 def test_faults_that_pass_are_waited_out(folder: Folder, proxy: FaultProxy) -> None:
     """Reading, asking, and small writes are tried again as a whole."""
+    before = STANDING.faults().get("storage_faults", 0)
     for at, (name, operation) in enumerate(operations(folder).items()):
         what = PASSING[at % len(PASSING)]
         # Of a write that is streamed only the last step: what was streamed is not kept.
@@ -77,6 +79,7 @@ def test_faults_that_pass_are_waited_out(folder: Folder, proxy: FaultProxy) -> N
         assert what in ("cut", "lose") or not proxy.faults, name
         proxy.clear()
     assert sorted(folder.scan()) == ["new", "once.json", "streamed"] and folder.read("streamed") == b"abc"
+    assert STANDING.faults()["storage_faults"] - before >= 4
 
 
 def test_the_client_gets_over_single_failing_requests(

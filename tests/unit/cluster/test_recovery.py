@@ -13,7 +13,10 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from cluster import recovery
 from cluster.errors import FileError, GangError, NonFiniteError, Regroup, TransientFileError
+from cluster.mailbox import Mail
 from cluster.recovery import Failures, Sizes
+from cluster.standing import STANDING
+from cluster.story import Story
 
 AGAIN, END = FailureDecision.RETRY, FailureDecision.RAISE
 
@@ -24,10 +27,16 @@ class Line:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.asked = 0
+        self.faults: Counter[str] = Counter()
         self.is_stopped = False
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    wait = note
+
+    def survived(self, kind: str, times: int) -> None:
+        self.faults.update({kind: times})
 
     def ask(self) -> None:
         self.asked += 1
@@ -191,3 +200,10 @@ def test_a_drained_node_is_left(world: dict[str, Any]) -> None:
     assert line.asked == 1
     world["free"] = {"a": {"CPU": 0.0}, "b": {"CPU": 0.0}}
     assert started(policy) == 1
+
+
+def test_restarts_and_resizes_are_counted() -> None:
+    story, before = Story(0.0, 1, 0), Counter(STANDING.faults())
+    for now, mail in enumerate([Mail(sizes=[2]), Mail(sizes=[2]), Mail(left=True), Mail(sizes=[1])], 1):
+        story.take(mail, now)
+    assert Counter(STANDING.faults()) - before == {"gang_restarts": 1, "gang_resizes": 1}

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from cluster.backend import Ended, Ready
 from cluster.errors import FileError, ResourceError, ShardError, TransientFileError
+from cluster.pool import PoolReport, Progress
 from cluster.schedule import Schedule
 from cluster.standins import Nature, StandIns
-from cluster.supervise import PoolReport, Progress, Supervisor
+from cluster.supervise import Supervisor
 from cluster.team import Crew
 
 
