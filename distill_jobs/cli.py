@@ -151,6 +151,20 @@ def compare(
     compare_runs(runs, out, tracking, Console())
 
 
+@app.command()
+def status(
+    target: Annotated[str, typer.Argument(metavar="WORKDIR|SPEC|JOB", help="Which pipeline.")],
+    address: Annotated[str | None, typer.Option(help="The Ray cluster, for a job's id.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Plain values, for scripts.")] = False,
+    watch: Annotated[bool, typer.Option(help="Show it until the command there has ended.")] = False,
+) -> None:
+    """Tell how a pipeline stands: stage, progress, rate, expected end, money, faults survived."""
+    from distill_jobs.console import Console
+    from distill_jobs.watching import status as tell
+
+    tell(target, address, Console(), as_json=as_json, watch=watch)
+
+
 def main() -> None:
     """Run the command; an error of ours is one sentence and an exit code, never a traceback."""
     signal.signal(signal.SIGTERM, _stop)

@@ -9,15 +9,16 @@ from rich.console import Console as Rich
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from cluster.meter import Usage
+from distill_jobs.progress import Progress
 from distill_jobs.stage import Status
 from distill_jobs.words import duration, money
 
@@ -26,10 +27,15 @@ _LINE_SECONDS = 30.0
 
 
 class Console:
-    """Prints to the terminal; to a file or a pipe, lines now and then in place of the bars."""
+    """Prints to the terminal; to a file or a pipe, lines now and then in place of the bars.
+
+    Attributes:
+        on_stage: gets the progress of each stage that begins, and None when it has come to its end.
+    """
 
     def __init__(self, rich: Rich | None = None) -> None:
         self.rich = rich or Rich(highlight=False, soft_wrap=True)
+        self.on_stage: Callable[[Progress | None], None] = lambda _: None
 
     def say(self, text: str = "") -> None:
         self.rich.print(text, markup=False)
@@ -46,7 +52,7 @@ class Console:
         """A progress bar; the block gets ``advance(done, total, note)``."""
         told = f"expected {duration(expected)}" if expected is not None else "takes a moment"
         self.rich.print(f"[bold]{_name(stage)}[/bold] {told} ({reason})")
-        with Progress(
+        with Bar(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
@@ -58,16 +64,19 @@ class Console:
             console=self.rich,
             transient=True,
             disable=not self.rich.is_terminal,
-        ) as progress:
-            task = progress.add_task(f"{stage}", total=None, note="starting")
-            lines = _Lines(stage, self)
+        ) as bar:
+            task, progress = bar.add_task(f"{stage}", total=None, note="starting"), Progress(stage, expected)
+            lines = _Lines(progress, self)
 
             def advance(done: float, total: float, note: str = "") -> None:
-                progress.update(task, completed=done, total=total, note=note)
+                bar.update(task, completed=done, total=total, note=note)
+                progress.advance(done, total, note)
                 if not self.rich.is_terminal:
-                    lines.tell(done, total, note)
+                    lines.tell()
 
+            self.on_stage(progress)
             yield advance
+            self.on_stage(None)
 
     def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
         """A table; columns of numbers are right-aligned."""
@@ -83,21 +92,18 @@ class Console:
 class _Lines:
     """How far a stage is, as a line every half a minute: for logs, which show no bar."""
 
-    def __init__(self, stage: str, console: Console) -> None:
-        self._stage, self._console = stage, console
-        self._began = self._last = time.monotonic()
-        self._first: float | None = None
+    def __init__(self, progress: Progress, console: Console) -> None:
+        self._progress, self._console = progress, console
+        self._last = time.monotonic()
 
-    def tell(self, done: float, total: float, note: str) -> None:
-        now = time.monotonic()
-        if self._first is None:
-            self._first = done  # what an earlier run had done says nothing about this one's pace
-        if now - self._last < _LINE_SECONDS or not total:
+    def tell(self) -> None:
+        now, progress = time.monotonic(), self._progress
+        if now - self._last < _LINE_SECONDS or not progress.total:
             return
         self._last = now
-        pace = (done - self._first) / (now - self._began)
-        left = f", about {duration((total - done) / pace)} left" if pace > 0 else ""
-        self._console.say(f"{_name(self._stage)} {done / total:.0%}{left}{'; ' if note else ''}{note}")
+        left = f", about {duration(progress.left)} left" if progress.left and progress.rate else ""
+        share, note = f"{progress.done / progress.total:.0%}", progress.note
+        self._console.say(f"{_name(progress.stage)} {share}{left}{'; ' if note else ''}{note}")
 
 
 def _name(stage: str) -> str:

@@ -20,6 +20,7 @@ from distill_jobs.costs.ledger import Entry, Kind, Ledger, unfinished
 from distill_jobs.costs.ledger import metrics as cost_metrics
 from distill_jobs.costs.reckon import Reckoner
 from distill_jobs.inputs import inputs_of
+from distill_jobs.live import Live
 from distill_jobs.needs import needs_of
 from distill_jobs.spec import Job
 from distill_jobs.stage import RECORD, StageRecord, status
@@ -51,6 +52,7 @@ class Context:
         self.spending = Spending(self.priced, job.costs.budget_usd, lambda usage: self._keep_unfinished(usage))
         self.inputs = inputs_of(job)
         self.expected: dict[str, float] = {}
+        self.live = Live(job.name, self.workdir, lambda: self.spending.usd, job.costs.budget_usd, lambda: self.expected)
         self._open = ExitStack()
         self._runs: dict[str, Run] = {}
         self._accelerator: str | None = None
@@ -59,12 +61,15 @@ class Context:
     def __enter__(self) -> Self:
         job, dead = os.environ.get(JOB, ""), os.environ.get(DEAD_LEASE, "")
         self._lease = self._open.enter_context(Hold(self.workdir, job, dead, self.console.say))
+        self._open.enter_context(self.live)
+        self.console.on_stage = self.live.follow
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         ended = "FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED"
+        self.live.ended(error)
         # Whatever comes in between, a second signal for example: no actor stays behind, and no lease.
         with self._open:
             for run in self._runs.values():

@@ -13,7 +13,7 @@ from distill_jobs.models.brought import brought_digest
 from distill_jobs.spec import Job, Model, Train
 from distill_jobs.spec.distill import Distill
 from distill_jobs.spec.features import inputs_of as features_inputs
-from distill_jobs.stage import Status, flatten, status
+from distill_jobs.stage import FOLDERS, Status, flatten, status
 from distill_jobs.store import SCHEMA_VERSION
 from distill_jobs.training.task import Arm
 
@@ -100,13 +100,9 @@ def teacher_arm(job: Job, inputs: Inputs) -> Arm:
 
 
 def arms_of(job: Job, inputs: Inputs) -> list[Arm]:
-    """All models of a job that are no teacher: a student and a baseline a seed, then the arms that compare gates."""
-    pairs = [(seed, role) for seed in job.seeds for role in ("student", "baseline")]
-    compared = [(seed, role) for role in job.taught if role != "student" for seed in job.seeds]
+    """All models of a job that are no teacher, as ``Job.arms`` has them."""
     workdir = Folder(job.workdir)
-    return [
-        arm_of(job, role, seed, workdir / role / str(seed), inputs[f"{role}/{seed}"]) for seed, role in pairs + compared
-    ]
+    return [arm_of(job, role, seed, workdir / role / str(seed), inputs[f"{role}/{seed}"]) for role, seed in job.arms]
 
 
 def arm_of(job: Job, role: str, seed: int, folder: Folder, inputs: dict[str, Any]) -> Arm:
@@ -138,15 +134,8 @@ def statuses_of(job: Job, inputs: Inputs, stage: str) -> list[Status]:
         return []
     if stage == "train":
         return [status(arm.name, arm.folder, arm.inputs) for arm in arms_of(job, inputs)]
-    name, folder = {
-        "prepare": ("prepare", "data"),
-        "teach": ("teacher", "teacher"),
-        "capture": ("capture", "store"),
-        "evaluate": ("evaluate", "evaluation"),
-        "audit": ("audit", "audit"),
-        "report": ("report", "report"),
-    }[stage]
-    return [status(name, workdir / folder, inputs[name])]
+    name = "teacher" if stage == "teach" else stage
+    return [status(name, workdir / FOLDERS[name], inputs[name])]
 
 
 def _student(job: Job, train: Train) -> dict[str, Any]:

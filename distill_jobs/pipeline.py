@@ -31,6 +31,7 @@ from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.prepare import prepare as prepare_data
 from distill_jobs.errors import DistillError, NotReadyError, SpecError
 from distill_jobs.inputs import STAGES, arms_of, statuses_of, teacher_arm
+from distill_jobs.live import show_training
 from distill_jobs.models.bring import BringWorker
 from distill_jobs.models.files import model_digest
 from distill_jobs.outcome import log_outcome, print_summary
@@ -269,6 +270,7 @@ def _train_gang(
             context.console.say(f"{arm} goes on from step {step:,} of {steps:,}")
         if bad := values.pop("bad", None):
             context.console.say(f"{arm}: {bad}")
+        show_training(arm, step, values, bad)
         context.tracked(arm).metrics({f"train/{name}": v for name, v in values.items()}, step)
         advance(order[arm] * steps + step, len(arms) * steps, arm)
 

@@ -11,6 +11,15 @@ from cluster.errors import FileError
 from cluster.files import Folder, digest
 
 RECORD = "stage.json"
+FOLDERS = {
+    "prepare": "data",
+    "teacher": "teacher",
+    "capture": "store",
+    "evaluate": "evaluation",
+    "audit": "audit",
+    "report": "report",
+}
+"""Where each stage leaves its record in the workdir; an arm of the training leaves it in a folder of its own name."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ class Spending:
         budget: US dollars; None for as much as it takes.
         keep: called now and then with what has been used, so that it is known whatever becomes of this process.
         clock: seconds.
+
+    Attributes:
+        usd: US dollars spent by now, as of when it was last heard of: before the stage, and on it.
     """
 
     def __init__(
@@ -79,11 +82,9 @@ class Spending:
         )
 
     def _check(self, reserve: float) -> None:
-        if self.budget is None:
-            return
         here = math.fsum(map(self._usd, self._running.values()))
-        spent = self._settled + here
-        if spent + reserve < self.budget:
+        spent = self.usd = self._settled + here
+        if self.budget is None or spent + reserve < self.budget:
             return
         of_it = f", {money(here)} of it on {self._stage}" if here else ""
         raise BudgetError(

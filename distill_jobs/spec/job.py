@@ -135,6 +135,12 @@ class Job(Part):
         arms = {f"gate-{gate.kind}": self.distill.behind(gate) for gate in self.audit.gates}
         return {"student": self.distill, **arms}
 
+    @property
+    def arms(self) -> list[tuple[str, int]]:
+        """Role and seed of all models that are no teacher: students and baselines, then the arms that compare gates."""
+        pairs = [(role, seed) for seed in self.seeds for role in ("student", "baseline")]
+        return pairs + [(role, seed) for role in self.taught if role != "student" for seed in self.seeds]
+
     def refusal(self, codec: str, arguments: dict[str, Any], classes: int | None = None) -> str | None:
         """Why a store of this codec, and of so many classes, can't serve one of them; None where it can."""
         found = (distill.refusal(codec, arguments, classes) for distill in self.taught.values())

@@ -24,12 +24,14 @@ class Pace:
     tokens: float = 0.0
     seconds: float = 0.0
     waited: float = 0.0
+    steps: int = 0
 
     def __post_init__(self) -> None:
         self._peak = peak_of(self.device, self.precision)
 
     def add(self, positions: float, tokens: float, seconds: float, waited: float) -> None:
         """A step: scored positions and tokens of all ranks, its time, and how much of it this rank waited for data."""
+        self.steps += 1
         self.positions += positions
         self.tokens += tokens
         self.seconds += seconds
@@ -41,12 +43,14 @@ class Pace:
         found = {
             "positions_per_second": self.positions / seconds,
             "tokens_per_second": self.tokens / seconds,
+            "step_seconds": seconds / max(1, self.steps),
             "waiting": self.waited / seconds,
             "memory_bytes": float(memory_of(self.device)),
         }
         if self.flops is not None and self._peak is not None:
             found["mfu"] = self.flops * found["tokens_per_second"] / (self._peak * self.ranks)
         self.positions = self.tokens = self.seconds = self.waited = 0.0
+        self.steps = 0
         return found
 
 

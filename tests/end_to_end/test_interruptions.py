@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -33,6 +34,13 @@ def slow_job(digits: Path, folder: Path) -> Path:
     return write_spec(folder / "job.yaml", spec)
 
 
+def status(workdir: Path) -> dict[str, Any]:
+    """What ``distill status`` says."""
+    program = Path(sys.executable).with_name("distill")
+    found: dict[str, Any] = json.loads(subprocess.check_output([program, "status", workdir, "--json"]))
+    return found
+
+
 def start_and_signal(folder: Path, spec: Path, number: signal.Signals) -> tuple[int, str]:
     """Run until the first part is committed, send the signal, and wait for the end."""
     log = folder / f"{number.name}.log"
@@ -48,6 +56,8 @@ def start_and_signal(folder: Path, spec: Path, number: signal.Signals) -> tuple[
         while not list((folder / "run/store/parts").glob("*.json")):
             assert running.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.1)
+        found = status(folder / "run")
+        assert found["state"] == "running" and found["stage"] == "capture" and found["owner"]["pid"] == running.pid
         running.send_signal(number)
         code = running.wait(60)
     return code, log.read_text()
@@ -61,6 +71,8 @@ def test_capture_goes_on_where_it_was_stopped(digits: Path, distill: Distill, tm
     code, printed = start_and_signal(tmp_path, path, signal.SIGTERM)
     assert code == 130 and "the same command goes on from there" in printed and "Traceback" not in printed, printed
     assert not (tmp_path / "run/store/manifest.json").exists()
+    found = status(tmp_path / "run")
+    assert found["state"] == "stopped" and found["stage"] == "capture" and 0 < found["done"] < found["total"]
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits").experiment_id
     statuses = {run.info.run_name: run.info.status for run in client.search_runs([experiment])}
@@ -80,8 +92,12 @@ def test_a_killed_driver_leaves_nothing_that_looks_whole(digits: Path, distill: 
     path = slow_job(digits, tmp_path)
     code, _ = start_and_signal(tmp_path, path, signal.SIGKILL)
     assert code == -signal.SIGKILL
+    found = status(tmp_path / "run")
+    assert found["state"] == "killed" and found["stage"] == "capture"
     half = distill("store", "verify", tmp_path / "run/store")
     assert half.returncode == 1 and "Traceback" not in half.stderr
     again = distill("run", path, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert distill("store", "verify", tmp_path / "run/store").returncode == 0
+    found = status(tmp_path / "run")
+    assert found["state"] == "finished" and all(stage["state"] == "done" for stage in found["stages"])

@@ -1,0 +1,212 @@
+"""What a running command says of itself in ``live.json`` of its workdir, for ``distill status``.
+
+A thread rewrites the file about every five seconds (fifteen in an object store, and never so often that writing takes
+more than a twentieth of its time), when a stage begins, and at the end. The work never waits for it: trouble with the
+file costs one warning. A command that was killed leaves no last word, and its lease on the workdir runs out.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from cluster.errors import ClusterError, FileError, one_line
+from cluster.files import Folder
+from cluster.standing import STANDING
+from distill_jobs.errors import DistillError
+from distill_jobs.progress import Progress
+
+LIVE = "live.json"
+SCHEMA = 1
+State = Literal["running", "waiting", "finished", "failed", "stopped"]
+
+_log = logging.getLogger(__name__)
+_TRAINING = {
+    "loss": "training_loss",
+    "step_seconds": "step_seconds",
+    "tokens_per_second": "tokens_per_second",
+    "waiting": "reader_waiting",
+}
+_EVERY_SECONDS, _EVERY_SECONDS_REMOTE, _WRITING_SHARE = 5.0, 15.0, 0.05
+_LAST_WORD_SECONDS = 10.0
+_UNITS = {"prepare": "rows", "capture": "rows", "evaluate": "parts", "tune": "trials"}  # the others count steps
+
+
+class Live:
+    """The running command's side.
+
+    Args:
+        name: the pipeline's.
+        workdir: where the file lies.
+        usd: US dollars spent by now, earlier stages and attempts included.
+        budget: US dollars; None for as much as it takes.
+        expected: seconds that each stage was predicted to take, in the order of the stages.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        workdir: Folder,
+        usd: Callable[[], float],
+        budget: float | None = None,
+        expected: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
+        self._name, self._workdir, self._usd, self._budget, self._expected = name, workdir, usd, budget, expected
+        self._every = _EVERY_SECONDS if workdir.is_local else _EVERY_SECONDS_REMOTE
+        self._progress: Progress | None = None
+        self._state: State = "running"
+        self._why: str | None = None
+        self._earlier: dict[str, int] = {}
+        self._owner, self._began = _owner(), time.time()
+        self._wake, self._lock = threading.Event(), threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._warned = self._closed = False
+
+    def __enter__(self) -> Self:
+        """Begin to write. What an earlier command has survived that didn't come to its end is counted in."""
+        self._began, here = time.time(), STANDING.faults()
+        with suppress(FileError, ClusterError):
+            before = read(self._workdir)
+            if before is not None and before.get("state") != "finished":
+                self._earlier = {kind: int(times) for kind, times in before.get("faults", {}).items()}
+        for kind, times in here.items():
+            # A process may run several pipelines, one after another.
+            self._earlier[kind] = self._earlier.get(kind, 0) - times
+        self._thread = threading.Thread(target=self._run, daemon=True, name="live")
+        self._thread.start()
+        return self
+
+    def follow(self, progress: Progress | None) -> None:
+        """A stage has begun, of which ``progress`` tells; or, with None, it has come to its end."""
+        self._progress = progress
+        STANDING.stage = progress.stage if progress else ""
+        self._wake.set()
+
+    def ended(self, error: BaseException | None) -> None:
+        """The work has ended, with an error or without."""
+        with self._lock:
+            self._state = "finished" if error is None else "stopped" if _is_stop(error) else "failed"
+            self._why = None if error is None or _is_stop(error) else _sentence(error)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write for the last time; waits for that, but not long."""
+        if self._state in ("running", "waiting"):
+            self.ended(error)
+        STANDING.stage, STANDING.waiting = "", None
+        self._closed = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(_LAST_WORD_SECONDS)
+
+    def page(self) -> dict[str, Any]:
+        """What the file holds now; times are seconds since the epoch."""
+        with self._lock:
+            state, why = self._state, self._why
+        if state == "running" and STANDING.waiting:
+            state, why = "waiting", STANDING.waiting
+        now = time.time()
+        faults = {kind: self._earlier.get(kind, 0) + times for kind, times in STANDING.faults().items()}
+        return {
+            "schema_version": SCHEMA,
+            "name": self._name,
+            "owner": self._owner,
+            "state": state,
+            "why": why,
+            "began": self._began,
+            "renewed": now,
+            "every": self._every,
+            "usd": self._usd(),
+            "budget_usd": self._budget,
+            "faults": {kind: times for kind, times in {**self._earlier, **faults}.items() if times},
+            **self._stage(now),
+        }
+
+    def _stage(self, now: float) -> dict[str, Any]:
+        progress = self._progress
+        if progress is None:
+            return {"stage": None}
+        left = progress.left
+        ends = None if left is None else now + left
+        return {
+            "stage": progress.stage,
+            "stage_began": progress.began,
+            "done": progress.done,
+            "total": progress.total,
+            "unit": _UNITS.get(progress.stage, "steps") if progress.total > 1 else "",
+            "rate": progress.rate,
+            "note": progress.note,
+            "stage_ends": ends,
+            "ends": self._end_of_all(progress.stage, ends),
+            "numbers": {name: value for (name, of, _), value in STANDING.latest().items() if of == progress.stage},
+        }
+
+    def _end_of_all(self, stage: str, ends: float | None) -> float | None:
+        """When the last stage is expected to end, where all of them were predicted."""
+        expected = self._expected()
+        if ends is None or stage not in expected:
+            return None
+        names = list(expected)
+        return ends + sum(expected[name] for name in names[names.index(stage) + 1 :])
+
+    def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            last = self._closed
+            began = time.monotonic()
+            try:
+                self._workdir.write_json(LIVE, self.page())
+            except Exception as error:
+                if not self._warned:
+                    self._warned = True
+                    _log.warning("%s/%s can't be written (%s); the work goes on", self._workdir, LIVE, one_line(error))
+            if last:
+                return
+            self._wake.wait(max(self._every, (time.monotonic() - began) / _WRITING_SHARE))
+
+
+def show_training(arm: str, step: int, values: Mapping[str, Any], bad: str | None) -> None:
+    """Tell what a rank has reported of an arm."""
+    STANDING.survived("bad_steps", int(bad is not None))
+    STANDING.show("training_step", step, arm=arm)
+    for name, shown in _TRAINING.items():
+        if name in values:
+            STANDING.show(shown, values[name], arm=arm)
+
+
+def read(workdir: Folder) -> dict[str, Any] | None:
+    """What the last command in a workdir has said of itself; None where none has.
+
+    Raises:
+        FileError, TransientFileError: it can't be read.
+    """
+    data = workdir.find(LIVE)
+    if data is None:
+        return None
+    page = workdir.read_json(LIVE)
+    if not isinstance(page, dict) or page.get("schema_version") != SCHEMA:
+        raise FileError(f"{workdir}/{LIVE} is not of this version of distill-jobs; look with the one that runs there")
+    return page
+
+
+def _owner() -> dict[str, Any]:
+    """Who writes: a Ray job's id where there is one, and the process."""
+    return {
+        "job": os.environ.get("DISTILL_JOB") or None,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+
+
+def _is_stop(error: BaseException) -> bool:
+    return isinstance(error, KeyboardInterrupt | SystemExit)
+
+
+def _sentence(error: BaseException) -> str:
+    return str(error) if isinstance(error, (DistillError, ClusterError)) else one_line(error)
