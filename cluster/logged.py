@@ -28,6 +28,11 @@ def tags_for(values: Mapping[str, Any]) -> dict[str, str]:
     return {key_for(key): _text(key, value)[:_TAG_LENGTH] for key, value in values.items()}
 
 
+def is_secret(name: str) -> bool:
+    """Whether a setting or variable of this name holds a secret."""
+    return _SECRET.search(name.rpartition(".")[2]) is not None
+
+
 def key_for(name: str) -> str:
     """``name`` with what MLflow refuses in a key replaced: other signs, and steps that would leave a folder."""
     clean = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
@@ -46,6 +51,6 @@ def one_line(error: BaseException) -> str:
 
 
 def _text(key: str, value: Any) -> str:
-    if _SECRET.search(key.rpartition(".")[2]):
+    if is_secret(key):
         return "(not logged)"
     return without_login(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill_jobs.cli_jobs import jobs, submit
 from distill_jobs.cli_store import store
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(store, name="store")
+app.add_typer(jobs, name="jobs")
 
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help="The job spec, a YAML file.")]
 Set = Annotated[
@@ -55,6 +57,9 @@ def _in_context(job: "Job", work: "Callable[[Context], None]") -> None:
 def run(spec: Spec, overrides: Set = None) -> None:
     """Do all stages in order; skip what is done."""
     _stages(spec, overrides, None)
+
+
+app.command()(submit)
 
 
 @app.command()
@@ -168,11 +173,16 @@ def status(
 def main() -> None:
     """Run the command; an error of ours is one sentence and an exit code, never a traceback."""
     signal.signal(signal.SIGTERM, _stop)
+    told(app)
+
+
+def told(call: Callable[[], object]) -> None:
+    """Call, and exit with one sentence if it raises an error of ours."""
     from cluster.errors import ClusterError
     from distill_jobs.errors import DistillError
 
     try:
-        app()
+        call()
     except (DistillError, ClusterError) as error:
         typer.echo(f"distill: {error}", err=True)
         sys.exit(error.exit_code)

@@ -40,6 +40,11 @@ class Console:
     def say(self, text: str = "") -> None:
         self.rich.print(text, markup=False)
 
+    def pass_on(self, text: str) -> None:
+        """What another process has printed, as it is."""
+        self.rich.file.write(text)
+        self.rich.file.flush()
+
     def skipped(self, status: Status) -> None:
         self.rich.print(f"[dim]{_name(status.stage)} skipped: {status.reason}[/dim]")
 

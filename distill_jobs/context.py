@@ -22,6 +22,7 @@ from distill_jobs.costs.reckon import Reckoner
 from distill_jobs.inputs import inputs_of
 from distill_jobs.live import Live
 from distill_jobs.needs import needs_of
+from distill_jobs.shipping import DEAD_LEASE, JOB
 from distill_jobs.spec import Job
 from distill_jobs.stage import RECORD, StageRecord, status
 from distill_jobs.words import size
@@ -29,8 +30,6 @@ from distill_jobs.words import size
 Made = dict[str, Any]
 Work = Callable[[Advance], tuple[Made, Usage]]
 RUNS = "tracking.json"
-# Set in the environment of a job that was submitted: its id, and the token of a lease whose owner is known to be gone.
-JOB, DEAD_LEASE = "DISTILL_JOB", "DISTILL_DEAD_LEASE"
 _LOADER = "distill_jobs.models.serving:load"
 _PACKAGES = ("distill-jobs", "torch", "transformers")
 

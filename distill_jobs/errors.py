@@ -47,6 +47,12 @@ class NotReadyError(DistillError):
     exit_code = 2
 
 
+class SubmitError(DistillError):
+    """A job could not run on the cluster that it was to be submitted to."""
+
+    exit_code = 2
+
+
 class StoppedError(DistillError):
     """Somebody stopped the command."""
 

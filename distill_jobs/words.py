@@ -1,6 +1,7 @@
 """Numbers and models as people read them. A no-break space keeps a number and its unit on one line."""
 
 import math
+import time
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
@@ -24,6 +25,11 @@ def size(value: float) -> str:
             return f"{value:.0f}{NB}B" if unit == "B" else f"{_three(value)}{NB}{unit}"
         value /= 1000
     return f"{_three(value)}{NB}TB"
+
+
+def ago(when: float) -> str:
+    """How long since a moment in seconds since the epoch: ``3 min 10 s ago``."""
+    return f"{duration(max(0.0, time.time() - when))} ago"
 
 
 def duration(seconds: float) -> str:
