@@ -42,7 +42,7 @@ MUTATIONS = [
     ("USER 1000:1000", "USER root", "runs as root"),
     ("USER 1000:1000", "USER distill", "must be a number"),
     ("--no-install-recommends ", "", "--no-install-recommends"),
-    (" \\\n    && rm -rf /var/lib/apt/lists/*", "", "lists stay"),
+    (" && rm -rf /var/lib/apt/lists/*", "", "lists stay"),
     ('CMD ["distill", "--help"]', "CMD distill --help", "through a shell"),
     ("COPY cluster cluster", "COPY . .", "COPY ."),
     ("COPY cluster cluster", "ADD https://example.org/x /x", "ADD fetches"),
