@@ -72,8 +72,13 @@ def _hold(folder: Folder, cache: Path, final: Path) -> IO[bytes] | None:
     return None
 
 
+def place() -> Path:
+    """Where the cache lies, or would."""
+    return Path(os.environ.get("DISTILL_NODE_CACHE") or Path(tempfile.gettempdir()) / f"distill-node-{os.getuid()}")
+
+
 def _cache() -> Path:
-    cache = Path(os.environ.get("DISTILL_NODE_CACHE") or Path(tempfile.gettempdir()) / f"distill-node-{os.getuid()}")
+    cache = place()
     with said(f"{cache} as a cache of fetched folders (DISTILL_NODE_CACHE)"):
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         # In a folder that all may write to, somebody else could have put it there, with weights of their own.

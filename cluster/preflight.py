@@ -92,7 +92,7 @@ def look(request: Request) -> Answer:
     ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
     try:
         problems, probe = _head(request)
-        problems += _nodes(request, probe)
+        problems += nodes_lacking(request, probe)
         notes: list[str] = []
         for what, workers in request.needs.items():
             problem = session.lacks([(count, held) for count, held in workers])
@@ -126,7 +126,7 @@ def _head(request: Request) -> tuple[list[Sentence], str]:
     return problems, probe
 
 
-def _nodes(request: Request, probe: str) -> list[Sentence]:
+def nodes_lacking(request: Request, probe: str) -> list[Sentence]:
     """What is wrong with any node; one sentence for all nodes that share it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -161,7 +161,7 @@ def _on_node(asked: Mapping[str, Any], probe: str) -> list[Sentence]:
     """What is wrong here, on one node."""
     os.environ["DISTILL_STORAGE_PATIENCE"] = _PATIENCE_SECONDS
     request = Request(**asked)
-    problems = _versions(request.packages, request.python)
+    problems = unmet(request.packages, request.python)
     workdir = Folder(request.workdir)
     try:
         if request.probe and not workdir.exists(request.probe):
@@ -169,13 +169,13 @@ def _on_node(asked: Mapping[str, Any], probe: str) -> list[Sentence]:
         elif probe and not workdir.exists(probe):
             problems.append(f"workdir {workdir} is not the folder that the job would write to: {_SHARE}")
         for setting, places in request.read.items():
-            problems += [f"{setting}: {place} is not there: {_SHARE}" for place in places if not _there(place)]
+            problems += [f"{setting}: {place} is not there: {_SHARE}" for place in places if not there(place)]
     except ClusterError as error:
         problems.append(str(error))
     return problems
 
 
-def _versions(packages: Sequence[str], python: str) -> list[Sentence]:
+def unmet(packages: Sequence[str], python: str) -> list[Sentence]:
     """Which packages are not what the job was written for."""
     from packaging.requirements import Requirement
 
@@ -195,7 +195,7 @@ def _versions(packages: Sequence[str], python: str) -> list[Sentence]:
     return found
 
 
-def _there(place: str) -> bool:
+def there(place: str) -> bool:
     """Whether a file or folder is there; of a glob, the folder that it begins in."""
     fixed = re.split(r"[*?\[]", place, maxsplit=1)[0]
     place = place if fixed == place else fixed.rpartition("/")[0]

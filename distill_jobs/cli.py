@@ -170,6 +170,26 @@ def status(
     tell(target, address, Console(), as_json=as_json, watch=watch)
 
 
+@app.command()
+def doctor(
+    spec: Annotated[str | None, typer.Argument(metavar="[SPEC]", help="What the machine is to do.")] = None,
+    overrides: Set = None,
+    address: Annotated[
+        str | None, typer.Option(help="The Ray cluster: its dashboard as http://head:8265, or as cluster.address.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Plain values, for scripts.")] = False,
+) -> None:
+    """Tell what this machine or cluster has, what the spec would need, and what is wrong; exit 2 if anything is."""
+    from distill_jobs.spec import load_job
+
+    job = load_job(spec, overrides) if spec is not None else None
+    from distill_jobs.console import Console
+    from distill_jobs.doctor import doctor as look
+
+    if not look(job, address, Console(), as_json=as_json):
+        sys.exit(2)
+
+
 def main() -> None:
     """Run the command; an error of ours is one sentence and an exit code, never a traceback."""
     signal.signal(signal.SIGTERM, _stop)

@@ -78,7 +78,13 @@ def workdir_of(target: str, address: str | None) -> str:
 
 def workdir_of_job(job: str, address: str) -> str:
     """The workdir of a Ray job."""
-    raise NotReadyError(f"can't ask the cluster at {address} of {job} yet: give the job's workdir")
+    from cluster.jobs import Jobs
+    from distill_jobs.submitting import WORKDIR
+
+    workdir = Jobs(address).get(job).metadata.get(WORKDIR)
+    if workdir is None:
+        raise NotReadyError(f"{job} is no pipeline: it was not started by `distill submit`")
+    return workdir
 
 
 def look(workdir: Folder) -> Found:
