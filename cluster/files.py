@@ -1,14 +1,14 @@
 """Folders on disk or in an object store (pyarrow.fs), with one promise: a file that exists is whole.
 
-On disk a file is written under a temporary name, synced, and renamed. An object store shows an object only when its
-upload has been closed. Either way, a process killed at any moment leaves no half-written file under the final name.
+On disk a file is written under a temporary name, synced, and renamed. For an object store it is gathered in the
+system's temporary folder and uploaded when it is whole; an upload that isn't closed is never visible. Either way, a
+process killed at any moment leaves no half-written file under the final name.
 """
 
 import hashlib
-import itertools
 import json
 import os
-import uuid
+import tempfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,20 +24,22 @@ from cluster import commit, object_store
 from cluster.errors import FileError
 from cluster.faults import flat, patiently, said
 
-_BLOCK, _SMALL = 1 << 20, 4 << 20
+_BLOCK = 1 << 20
 _RANGE, _AT_ONCE = 32 << 20, 4
+_OURS = ("s3", "gs", "gcs")
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system of a URI or local path, and the path inside it.
 
-    ``AWS_ENDPOINT_URL`` names the endpoint of any S3-compatible store; credentials come from the environment only.
+    The environment names the endpoint of an object store, and holds the credentials (STORAGE.md).
     """
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(uri)
+    object_store.check_address(uri)
     scheme, _, path = uri.partition("://")
-    if scheme == "s3" and not {"?", "@"} & set(path):
-        return patiently(uri, lambda: object_store.client(path.partition("/")[0])), path
+    if scheme in _OURS:
+        return patiently(uri, lambda: object_store.client(scheme, path.partition("/")[0])), path
     try:
         found, path = fs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -94,9 +96,12 @@ class Folder:
             with said(self.uri), suppress(FileNotFoundError), os.scandir(self.path()) as found:
                 yield from (entry.name for entry in found if entry.is_file())
             return
+        yield from (info.base_name for info in self.infos() if info.is_file)
+
+    def infos(self) -> list[fs.FileInfo]:
+        """What Arrow tells of the files and folders directly in this one; empty where there is no such folder."""
         system, root = filesystem(self.uri)
-        there = patiently(self.uri, lambda: system.get_file_info(fs.FileSelector(root, allow_not_found=True)))
-        yield from (info.base_name for info in there if info.is_file)
+        return patiently(self.uri, lambda: system.get_file_info(fs.FileSelector(root, allow_not_found=True)))
 
     def read(self, name: str) -> bytes:
         system, root = filesystem(self.uri)
@@ -128,16 +133,13 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         def whole() -> None:
-            if self.is_local or len(data) > _SMALL:
-                with self.create(name) as stream:
-                    stream.write(data)
-                return
-            # One request, which an object store takes whole or not at all.
-            system, root = filesystem(self.uri)
-            with system.open_output_stream(f"{root}/{name}") as stream:
+            with self.create(name) as stream:
                 stream.write(data)
 
-        patiently(f"{self.uri}/{name}", whole)
+        if self.is_local:
+            patiently(f"{self.uri}/{name}", whole)
+        else:
+            self._upload(name, pa.BufferReader(data))
 
     def write_json(self, name: str, value: Any, *, once: bool = False) -> bool:
         """Write ``value`` readable and in a fixed key order, in one commit.
@@ -192,40 +194,41 @@ class Folder:
 
     @contextmanager
     def create(self, name: str) -> Iterator[pa.NativeFile]:
-        """A stream to a new file that appears under ``name`` whole when the block ends, and not at all if it raises.
-
-        What is streamed is kept nowhere, so that a fault here is not waited out beyond single requests.
-        """
-        system, root = filesystem(self.uri)
-        if isinstance(system, fs.LocalFileSystem):
-            with said(f"{self.uri}/{name}"), commit.create(Path(root) / name) as stream:
+        """A stream to a new file that appears under ``name`` whole when the block ends, and not at all if it raises."""
+        if self.is_local:
+            with said(f"{self.uri}/{name}"), commit.create(self.path(name)) as stream:
                 yield stream
             return
-        # An upload that is never closed is never visible; on an error it is closed under a name nobody reads.
-        aside, final = f"{root}/.{uuid.uuid4().hex}.tmp", f"{root}/{name}"
-        with said(f"{self.uri}/{name}"):
-            try:
-                with system.open_output_stream(aside) as stream:
-                    yield stream
-            except BaseException:
-                with suppress(OSError):
-                    system.delete_file(aside)
-                raise
-        tries = itertools.count()
+        # Without a name, so that nothing stays behind when this process is killed.
+        with tempfile.TemporaryFile() as gathered:
+            there = f"/proc/self/fd/{gathered.fileno()}"
+            with said(f"{tempfile.gettempdir()} (for {self.uri}/{name})"), pa.OSFile(there, "wb") as stream:
+                yield stream
+            self.put(Path(there), name)
 
-        def publish() -> None:
-            # It may have been done although the answer was lost: the copy comes before what it was made from goes.
-            if next(tries) == 0 or system.get_file_info(aside).is_file:
-                system.move(aside, final)
+    def put(self, path: Path, name: str) -> None:
+        """Copy a local file that is whole to ``name``."""
+        with said(str(path)):
+            source = pa.OSFile(str(path))
+        with source:
+            if not self.is_local:
+                self._upload(name, source)
+                return
+            with self.create(name) as stream:
+                while block := source.read(_BLOCK):
+                    stream.write(block)
 
-        patiently(f"{self.uri}/{name}", publish)
+    def _upload(self, name: str, source: pa.NativeFile) -> None:
+        system, root = filesystem(self.uri)
+        patiently(f"{self.uri}/{name}", lambda: object_store.upload(system, f"{root}/{name}", source))
 
     def remove(self, name: str) -> None:
         """Delete the file ``name`` if it is there."""
         system, root = filesystem(self.uri)
 
         def delete() -> None:
-            if system.get_file_info(f"{root}/{name}").type != fs.FileType.NotFound:
+            # Not asked for first: that would be one request more, and a lost answer leaves nothing to delete either.
+            with suppress(FileNotFoundError):
                 system.delete_file(f"{root}/{name}")
 
         patiently(f"{self.uri}/{name}", delete)
@@ -250,32 +253,27 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def fetch(source: Folder, into: Path) -> Path:
-    """Copy a remote folder's files (all levels) into a local one, once; a local folder is returned as it is."""
-    if source.is_local:
-        return source.path()
-    done = into / ".fetched"
-    if not done.exists():
-        into.mkdir(parents=True, exist_ok=True)
-        system, root = filesystem(source.uri)
-        there = patiently(source.uri, lambda: system.get_file_info(fs.FileSelector(root, recursive=True)))
-        for name in (info.path.removeprefix(f"{root.rstrip('/')}/") for info in there if info.is_file):
-            with Folder(str(into)).create(name) as sink:
-                for block in source.blocks(name):
-                    sink.write(block)
-        done.touch()
-    return into
+def fetch(source: Folder, into: Path, only: str | None = None) -> None:
+    """Copy a folder's files (all levels) into a local one; or ``only`` the file of that name."""
+    system, root = filesystem(source.uri)
+    below = fs.FileSelector(root, recursive=True)
+    if only is None:
+        there = patiently(source.uri, lambda: system.get_file_info(below))
+        names = [info.path.removeprefix(f"{root.rstrip('/')}/") for info in there if info.is_file]
+    else:
+        names = [only]
+    into.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        with Folder(str(into)).create(name) as sink:
+            for block in source.blocks(name):
+                sink.write(block)
 
 
 def store_folder(local: Path, target: Folder) -> None:
-    """Copy the files of a local folder into ``target``."""
-    system, root = filesystem(target.uri)
-
-    def copy() -> None:
-        system.create_dir(root, recursive=True)
-        fs.copy_files(str(local), root, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system)
-
-    patiently(target.uri, copy)
+    """Copy the files of a local folder (all levels) into ``target``."""
+    paths = sorted(path for path in local.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(lambda path: target.put(path, str(path.relative_to(local))), paths))
 
 
 def sha256(folder: Folder, name: str) -> str:

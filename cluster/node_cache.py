@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -24,11 +25,12 @@ _PAUSE_SECONDS = 0.1
 _held: dict[Path, IO[bytes]] = {}
 
 
-def node_copy(folder: Folder, key: str) -> Path:
+def node_copy(folder: Folder, key: str, only: str | None = None) -> Path:
     """A local path with the files of ``folder``; a local folder is its own copy.
 
     Args:
         key: tells contents apart, a digest of them for example: of another key the folder is fetched anew.
+        only: the one file that is needed of it.
 
     Raises:
         FileError: the cache can't be used, or the folder can't be read.
@@ -36,10 +38,10 @@ def node_copy(folder: Folder, key: str) -> Path:
     if folder.is_local:
         return folder.path()
     cache = _cache()
-    name = hashlib.sha256(f"{folder}\n{key}".encode()).hexdigest()[:32]
+    name = hashlib.sha256("\n".join([str(folder), key, only or ""]).encode()).hexdigest()[:32]
     final = cache / name
     with said(str(cache)):
-        while (lock := _hold(folder, cache, final)) is None:
+        while (lock := _hold(cache, final, lambda into: fetch(folder, into, only))) is None:
             time.sleep(_PAUSE_SECONDS)
     if (before := _held.pop(final, None)) is not None:
         before.close()
@@ -47,7 +49,7 @@ def node_copy(folder: Folder, key: str) -> Path:
     return final
 
 
-def _hold(folder: Folder, cache: Path, final: Path) -> IO[bytes] | None:
+def _hold(cache: Path, final: Path, fill: Callable[[Path], None]) -> IO[bytes] | None:
     """The shared lock on a copy, which is fetched when it isn't there; None when another process was just ahead."""
     path = final.with_suffix(".lock")
     lock = path.open("a+b")
@@ -58,7 +60,7 @@ def _hold(folder: Folder, cache: Path, final: Path) -> IO[bytes] | None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not final.exists() and _is_at(lock, path):
                 _evict(cache)
-                _fetch(folder, final)
+                _fetch(final, fill)
             fcntl.flock(lock, fcntl.LOCK_SH)
         # Between two locks of this process, another may have found that nobody held the copy, and removed it.
         if final.exists() and _is_at(lock, path):
@@ -90,12 +92,12 @@ def _cache() -> Path:
     return cache
 
 
-def _fetch(folder: Folder, final: Path) -> None:
+def _fetch(final: Path, fill: Callable[[Path], None]) -> None:
     # Under the lock nobody else is fetching it: what is there was left by one that was killed.
     unfinished = final.with_suffix(".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        fetch(folder, unfinished)
+        fill(unfinished)
         os.rename(unfinished, final)
         sync_folder(final.parent)
     except BaseException:

@@ -138,9 +138,21 @@ def audit(spec: Spec, overrides: Set = None) -> None:
 
 
 @app.command()
-def report(spec: Spec, overrides: Set = None) -> None:
+def report(
+    spec: Spec,
+    overrides: Set = None,
+    to: Annotated[str | None, typer.Option(help="Copy the page here too, from a workdir that is far away.")] = None,
+) -> None:
     """Write the report, and the outcome to MLflow."""
     _stages(spec, overrides, ("report",))
+    if to is not None:
+        from pathlib import Path
+
+        from cluster.files import Folder
+        from distill_jobs.spec import load_job
+
+        place = Path(to).absolute()
+        Folder(str(place.parent)).write(place.name, Folder(load_job(spec, overrides).workdir).read("report.html"))
 
 
 @app.command()

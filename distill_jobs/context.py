@@ -1,15 +1,17 @@
 """What all stages of one run share: the session, the tracker, the ledger, the terminal; and how a stage ends."""
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from cluster.errors import LeaseError
-from cluster.files import Folder, digest
+from cluster.files import Folder, digest, fetch
 from cluster.lease import Hold
 from cluster.meter import Usage
 from cluster.session import Session
@@ -194,13 +196,19 @@ class Context:
         run = self.tracked(record.stage)
         run.tags({"distill.digest": record.digest})
         run.metrics({**cost_metrics(entry), **_numbers(record.made)})
-        if model is not None and model.is_local and self.job.tracking.log_models:
-            kind = record.stage.split("/")[0]
-            parameters = {"max_new_tokens": 32} if self.job.task == "causal_lm" else {}
-            name = f"{self.job.name}-{kind}"
-            run.model(model.path(), kind, name, loader=_LOADER, packages=_PACKAGES, parameters=parameters)
+        if model is not None and self.job.tracking.log_models:
+            self._log_model(run, model, record.stage.split("/")[0])
         self.end(record.stage, "FINISHED")
         self.console.finished(record.stage, usage, entry.usd, _note(record.made))
+
+    def _log_model(self, run: Run, model: Folder, kind: str) -> None:
+        parameters = {"max_new_tokens": 32} if self.job.task == "causal_lm" else {}
+        with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+            here = model.path() if model.is_local else Path(scratch)
+            if not model.is_local:
+                fetch(model, here)
+            name = f"{self.job.name}-{kind}"
+            run.model(here, kind, name, loader=_LOADER, packages=_PACKAGES, parameters=parameters)
 
     def end(self, name: str, status: Status) -> None:
         """Close a nested run."""

@@ -40,6 +40,7 @@ _ARTIFACTS = (
     "report.html",
 )
 _REGISTERED = ("teacher", "student")
+_FETCH = " (to read it here: distill report SPEC --to report.html)"
 
 
 def log_outcome(context: Context) -> None:
@@ -111,7 +112,7 @@ def print_summary(context: Context) -> None:
     told = f"{significant(total.kwh)} kWh, {significant(total.kg_co2e)} kg CO2e"
     console.say(f"energy:  {told}{measured or ', all of it estimated'}")
     places += [
-        f"report:  {workdir}/report.html",
+        f"report:  {workdir}/report.html{_FETCH if not workdir.is_local else ''}",
         f"MLflow:  {uri or f'{context.home}/mlflow.db'}",
         f"open it: {open_command(uri, context.home)}",
     ]

@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from cluster.errors import FileError
-from cluster.faults import pass_on
+from cluster.faults import pass_on, patiently
 from cluster.files import Folder, filesystem
 from distill_jobs.errors import DataError
 from distill_jobs.spec import Data
@@ -160,12 +161,13 @@ def find(path: str, wanted: str = "auto") -> list[tuple[str, fs.FileInfo, str]]:
         if wild:
             tail = "/" + path[len(base) :].lstrip("/")
             pattern = re.compile(re.escape(root.rstrip("/")) + _pattern(tail))
-            listed = system.get_file_info(fs.FileSelector(root, recursive="/" in tail[1:], allow_not_found=True))
+            below = fs.FileSelector(root, recursive="/" in tail[1:], allow_not_found=True)
+            listed = patiently(path, lambda: system.get_file_info(below))
             infos = [i for i in listed if i.is_file and pattern.fullmatch(i.path)]
             if not infos:
                 raise DataError(f"no file matches {path}")
         else:
-            info = system.get_file_info(root)
+            info = patiently(path, lambda: system.get_file_info(root))
             if info.type == fs.FileType.NotFound:
                 raise DataError(f"the data file {path} does not exist")
             infos = [info]
@@ -181,7 +183,7 @@ def find(path: str, wanted: str = "auto") -> list[tuple[str, fs.FileInfo, str]]:
 
 
 def _in_folder(system: fs.FileSystem, root: str, wanted: str) -> list[fs.FileInfo]:
-    listed = system.get_file_info(fs.FileSelector(root, recursive=True))
+    listed = patiently(root, lambda: system.get_file_info(fs.FileSelector(root, recursive=True)))
     return [i for i in listed if i.is_file and not i.base_name.startswith((".", "_")) and _known_format(i.path, wanted)]
 
 
@@ -240,7 +242,7 @@ def _measure(uri: str, info: fs.FileInfo, kind: str, name: str, known: dict[tupl
             for _ in _hashed(uri, digest):
                 pass
             rows, offsets = 1 if kind == "text" else parquet(uri).metadata.num_rows, ()
-    except (OSError, pa.ArrowException) as error:
+    except (FileError, OSError, pa.ArrowException) as error:
         pass_on(uri, error)
         raise DataError(f"can't read {uri}: {' '.join(str(error).split())}") from None
     return SourceFile(uri, name, kind, info.size, changed, digest.hexdigest(), rows, offsets)
@@ -250,18 +252,23 @@ def parquet(uri: str) -> pq.ParquetFile:
     """Open a Parquet file; DataError when it is none."""
     try:
         system, path = filesystem(uri)
-        return pq.ParquetFile(system.open_input_file(path))
-    except (OSError, pa.ArrowException) as error:
+        return patiently(uri, lambda: pq.ParquetFile(system.open_input_file(path)))
+    except (FileError, OSError, pa.ArrowException) as error:
         pass_on(uri, error)
         raise DataError(f"{uri} is not a readable Parquet file: {' '.join(str(error).split())}") from None
 
 
 def records(uri: str, kind: str, offset: int = 0) -> Iterator[bytes]:
     """The records of a line-based file from a byte offset on, each with its line end, read block by block."""
+    yield from _records(_blocks(uri, offset), kind)
+
+
+def _blocks(uri: str, offset: int) -> Iterator[bytes]:
     system, path = filesystem(uri)
-    with system.open_input_file(path) as file:
-        file.seek(offset)
-        yield from _records(iter(lambda: file.read(_BLOCK), b""), kind)
+    with patiently(uri, lambda: system.open_input_file(path)) as file:
+        size = patiently(uri, file.size)
+        for start in range(offset, size, _BLOCK):
+            yield patiently(uri, partial(file.read_at, _BLOCK, start))
 
 
 def _records(blocks: Iterable[bytes], kind: str) -> Iterator[bytes]:
@@ -291,8 +298,7 @@ def _index(blocks: Iterable[bytes], kind: str) -> tuple[int, tuple[int, ...]]:
 
 
 def _hashed(uri: str, digest: Any) -> Iterator[bytes]:
-    system, path = filesystem(uri)
-    with system.open_input_stream(path) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            yield block
+    above, _, name = uri.rpartition("/")
+    for block in Folder(above or "/").blocks(name):
+        digest.update(block)
+        yield block

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from cluster.errors import FileError
 from cluster.files import Folder, digest, sha256, store_folder
+from distill_jobs.data.at_hand import at_hand, is_remote, stamps
 from distill_jobs.data.gguf_file import check_gguf, quick_gguf_reading
 from distill_jobs.errors import DataError
 from distill_jobs.spec import Job
@@ -63,6 +64,9 @@ def tokenizer_of(job: Job) -> str | None:
 def identity(source: str) -> str:
     """A digest of the tokenizer's files (of the bare name for a Hugging Face id), without loading it."""
     path = Path(source)
+    if is_remote(source):
+        ours = {source.rpartition("/")[2], *_FILES, *_MORE_FILES}
+        return digest({name: stamp for name, stamp in stamps(source).items() if name in ours})
     try:
         if path.is_file():
             return digest(sha256(Folder(str(path.parent)), path.name))
@@ -81,13 +85,13 @@ def convert(source: str, data: Folder) -> TokenizerFacts:
 
     Raises:
         DataError: it can't be loaded, or has no fast (``tokenizer.json``) form.
-        ModelError: its GGUF file is damaged or cut short.
+        ModelError: its GGUF file is damaged or cut short, or there is nothing at its address.
     """
     wanted = identity(source)
     done = TokenizerFacts.load(data)
     if done is not None and done.identity == wanted and (data / "tokenizer").exists("tokenizer.json"):
         return done
-    tokenizer = _bytes_tokenizer() if source == "bytes" else _load(source)
+    tokenizer = _bytes_tokenizer() if source == "bytes" else _load(at_hand(source))
     vocabulary = tokenizer.get_vocab()
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     facts = TokenizerFacts(

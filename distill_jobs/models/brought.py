@@ -9,6 +9,7 @@ from typing import Any
 from cluster.errors import FileError
 from cluster.files import Folder, digest, sha256
 from distill_jobs import spec
+from distill_jobs.data.at_hand import is_remote, stamps
 from distill_jobs.errors import ModelError
 
 _CONTENT = (".safetensors", ".json", ".model", ".txt")
@@ -17,11 +18,14 @@ _CONTENT = (".safetensors", ".json", ".model", ".txt")
 def brought_digest(model: spec.Model) -> str:
     """A digest of what is brought: the content of a folder or file, the commit of a cached id, a factory's source.
 
-    Imports no torch. A model that is not brought counts by its part of the spec.
+    Of what lies in an object store sizes and times of change stand for the content. A model that is not brought
+    counts by its part of the spec. Imports no torch.
 
     Raises:
         ModelError: the file can't be read, or ``hf`` is neither a folder nor an id.
     """
+    if model.kind in ("gguf", "hf") and is_remote(model.chosen):
+        return digest({model.kind: stamps(model.chosen)})
     if model.kind == "gguf":
         return digest({"gguf": _file_sum(Path(model.chosen))})
     if model.kind == "hf":

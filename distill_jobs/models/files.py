@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import FileError
-from cluster.files import Folder
+from cluster.files import Folder, sha256
 from cluster.node_cache import node_copy
 from distill_jobs.data.encoder import ENCODER
 from distill_jobs.data.facts import DataFacts
@@ -29,7 +29,6 @@ from distill_jobs.models.spread import gpus, layer_map
 
 SERVING, SPEC, WEIGHTS = "serving.json", "model.json", "model.safetensors"
 _VERSION = 1
-_BLOCK = 1 << 22
 _SAME_FACTS = {
     "task": "task",
     "features": "kind of features",
@@ -213,9 +212,5 @@ def _aliases(core: nn.Module) -> set[str]:
 
 def _copy(file: Path, folder: Folder) -> dict[str, Any]:
     """Copy a file into ``folder`` in one commit; its length and SHA-256."""
-    digest = hashlib.sha256()
-    with file.open("rb") as source, folder.create(file.name) as target:
-        while block := source.read(_BLOCK):
-            digest.update(block)
-            target.write(block)
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+    folder.put(file, file.name)
+    return {"bytes": file.stat().st_size, "sha256": sha256(Folder(str(file.parent)), file.name)}

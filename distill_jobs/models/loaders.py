@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from cluster.files import Folder
+from distill_jobs.data.at_hand import at_hand
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.errors import ModelError
 from distill_jobs.models import builtin, factory, files, huggingface, importance, layers, width
@@ -38,11 +39,11 @@ _HF = {"kind": "hf"}
 
 
 def load_hf(chosen: str, wanted: Wanted) -> Loaded:
-    return huggingface.load_pretrained(chosen, wanted.facts, trained_further=wanted.trained_further), {**_HF}
+    return huggingface.load_pretrained(at_hand(chosen), wanted.facts, trained_further=wanted.trained_further), {**_HF}
 
 
 def load_gguf_file(chosen: str, wanted: Wanted) -> Loaded:
-    return huggingface.load_gguf(chosen, wanted.facts), {**_HF}
+    return huggingface.load_gguf(at_hand(chosen), wanted.facts), {**_HF}
 
 
 def load_config(chosen: dict[str, Any], wanted: Wanted) -> Loaded:

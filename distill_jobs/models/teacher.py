@@ -5,6 +5,7 @@ from typing import Any
 
 from cluster.files import Folder
 from distill_jobs import spec
+from distill_jobs.data.at_hand import at_hand
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.tokenizer import TokenizerFacts, identity, open_tokenizer
 from distill_jobs.errors import ModelError
@@ -64,18 +65,19 @@ def _check_tokenizer(model: spec.Model, facts: DataFacts, data: Folder) -> None:
 
 def _own_tokens(model: spec.Model) -> dict[str, int] | None:
     """The teacher's own tokens with their ids; None when it brings no tokenizer."""
+    where = at_hand(model.chosen)
     if model.kind == "gguf":
         from transformers.integrations.gguf.reader import read_gguf_metadata
 
-        tokens = read_gguf_metadata(model.chosen, ("tokenizer.ggml.tokens",))[0].get("tokenizer.ggml.tokens")
+        tokens = read_gguf_metadata(where, ("tokenizer.ggml.tokens",))[0].get("tokenizer.ggml.tokens")
         return {token: number for number, token in enumerate(tokens)} if tokens else None
     from transformers import AutoTokenizer
 
-    local = Path(model.chosen).is_dir()
-    if local and not any((Path(model.chosen) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+    local = Path(where).is_dir()
+    if local and not any((Path(where) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
         return None
     try:
-        found = AutoTokenizer.from_pretrained(model.chosen, local_files_only=local or offline())
+        found = AutoTokenizer.from_pretrained(where, local_files_only=local or offline())
     except (OSError, ValueError):
         return None
     return dict(found.get_vocab())

@@ -18,8 +18,8 @@ from pyarrow import fs
 
 from cluster.commit import sync_folder
 from cluster.errors import FileError
-from cluster.faults import patiently, said
-from cluster.files import Folder, filesystem, sha256, store_folder
+from cluster.faults import said
+from cluster.files import Folder, sha256, store_folder
 from cluster.node_cache import node_copy
 
 Record = dict[str, Any]
@@ -100,9 +100,7 @@ class Shelf:
         """Remove what no checkpoint of this arm needs: other arms', and what killed attempts have left unfinished."""
         known = {_record(step): record["folder"] for step, record in self.records().items()}
         spared = {*known, *known.values()}
-        system, root = filesystem(self.folder.uri)
-        there = patiently(str(self.folder), lambda: system.get_file_info(fs.FileSelector(root, allow_not_found=True)))
-        for info in there:
+        for info in self.folder.infos():
             if info.base_name in spared or not _OURS.fullmatch(info.base_name):
                 continue
             if info.type == fs.FileType.Directory:

@@ -171,7 +171,7 @@ def _together(several: EnsembleStore, reading: Reading) -> Callable[[int], Order
         return partial(Order, several.rows)
     remote = [table for table in tables if not table.folder.is_local]
     window = _window(remote, several.part_rows, reading, StoreError)
-    return lambda seed: WindowOrder(several.part_rows, seed, window, several.prefetch)
+    return partial(_windowed, several.part_rows, window, several.prefetch)
 
 
 def _order(
@@ -184,8 +184,16 @@ def _order(
     """A shuffle of all rows; for parts in an object store of a window of parts after another."""
     if table.folder.is_local:
         return Order(table.rows, seed)
-    window = _window([table], table.part_rows, reading, error)
-    return WindowOrder(table.part_rows, seed, window, prefetch)
+    return _windowed(table.part_rows, _window([table], table.part_rows, reading, error), prefetch, seed)
+
+
+def _windowed(part_rows: np.ndarray, window: int, prefetch: Callable[[list[int], list[int]], None], seed: int) -> Order:
+    """The order of parts that are fetched; where one window holds all of them, the same as of local ones."""
+    filled = np.flatnonzero(part_rows).tolist()
+    if len(filled) > window:
+        return WindowOrder(part_rows, seed, window, prefetch)
+    prefetch(filled, filled)
+    return Order(int(part_rows.sum()), seed)
 
 
 def _window(tables: Sequence[TableReader], part_rows: np.ndarray, reading: Reading, error: type[DistillError]) -> int:

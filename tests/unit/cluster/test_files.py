@@ -141,6 +141,7 @@ def test_digests(folder: Folder) -> None:
 def test_fetch_and_store_local(folder: Folder, tmp_path: Path) -> None:
     folder.write("x", b"1")
     (folder / "sub").write("y", b"2")
-    assert fetch(folder, tmp_path / "copy") == folder.path()
+    fetch(folder, tmp_path / "copy")
+    assert (tmp_path / "copy" / "x").read_bytes() == b"1" and (tmp_path / "copy" / "sub" / "y").exists()
     store_folder(folder.path(), Folder(str(tmp_path / "target")))
     assert (tmp_path / "target" / "sub" / "y").read_bytes() == b"2"

@@ -72,8 +72,7 @@ def test_faults_that_pass_are_waited_out(folder: Folder, proxy: FaultProxy) -> N
     before = STANDING.faults().get("storage_faults", 0)
     for at, (name, operation) in enumerate(operations(folder).items()):
         what = PASSING[at % len(PASSING)]
-        # Of a write that is streamed only the last step: what was streamed is not kept.
-        proxy.only, proxy.faults = "DELETE" if name == "create" else "", [what] * 3
+        proxy.faults = [what] * 3
         operation()
         # An answer without a body can't be cut; and what was done without an answer is not done again.
         assert what in ("cut", "lose") or not proxy.faults, name
@@ -95,14 +94,45 @@ def test_the_client_gets_over_single_failing_requests(
 
 
 def test_a_write_whose_answer_was_lost_is_there_once(folder: Folder, proxy: FaultProxy) -> None:
-    """The copy that gives a streamed file its name was made, but nobody heard of it."""
-    data = os.urandom(100_000)
-    proxy.only, proxy.faults = "DELETE", ["lose"]
+    """An upload in parts was ended, but nobody heard of it; a small file was written, but nobody heard of it."""
+    for size, request in ((25_000_000, "POST /bucket/"), (100_000, "PUT /bucket/")):
+        data = os.urandom(size)
+        proxy.only, proxy.faults = request, [None, "lose"] if size > 10_000_000 else ["lose"]
+        with folder.create("streamed") as sink:
+            sink.write(data)
+        assert not proxy.faults
+        proxy.clear()
+        assert folder.read("streamed") == data and sorted(folder.scan()) == ["streamed", "there"]
+
+
+def test_a_store_that_fails_for_longer_than_a_request_is_asked(folder: Folder, proxy: FaultProxy) -> None:
+    """What is streamed is kept until it is there, so that nothing has to be computed again for it."""
+    data = os.urandom(25_000_000)
     with folder.create("streamed") as sink:
         sink.write(data)
-    assert not proxy.faults
-    proxy.clear()
-    assert folder.read("streamed") == data and list(folder.scan()) == ["streamed", "there"]
+        proxy.only, proxy.faults = "?partNumber=2", [(500, "InternalError"), "refuse", "lose", (503, "SlowDown")]
+    assert not proxy.faults and folder.read("streamed") == data
+
+
+def test_an_interrupted_write_leaves_what_was_there(folder: Folder) -> None:
+    """Arrow's client would make an object, an empty one even, of a stream that is closed on the way out."""
+    code = (
+        "import sys, signal, _thread\n"
+        "def stop(*_): raise KeyboardInterrupt\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "from cluster.files import Folder; f = Folder(sys.argv[1]); n = 0\n"
+        "try:\n"
+        "    while True:\n"
+        "        n += 1; f.write('there', b'x' * 1000)\n"
+        "        if n == 5: print('going', flush=True)\n"
+        "except KeyboardInterrupt: pass"
+    )
+    for wait in (0.002, 0.007):
+        writer = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
+        assert writer.stdout is not None and writer.stdout.readline() == b"going\n"
+        time.sleep(wait)
+        writer.terminate()
+        assert writer.wait(30) == 0 and folder.read("there") == b"x" * 1000
 
 
 def test_patience_ends(folder: Folder, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +185,8 @@ def test_fetching_gets_over_faults_in_the_middle(folder: Folder, proxy: FaultPro
     data = os.urandom(3_000_000)
     folder.write("deep/big", data)
     proxy.only, proxy.faults = "GET", ["cut", (503, "SlowDown"), None, "cut", "cut", (500, "InternalError"), "cut"]
-    assert (fetch(folder, tmp_path / "copy") / "deep" / "big").read_bytes() == data
+    fetch(folder, tmp_path / "copy")
+    assert (tmp_path / "copy" / "deep" / "big").read_bytes() == data
     assert not proxy.faults
 
 

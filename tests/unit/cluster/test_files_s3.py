@@ -63,10 +63,10 @@ def test_fetch_and_store(folder: Folder, tmp_path: Path) -> None:
     (local / "deep" / "b").write_bytes(b"2")
     store_folder(local, folder / "model")
     assert (folder / "model").read("deep/b") == b"2"
-    copy = fetch(folder / "model", tmp_path / "copy")
-    assert (copy / "a").read_bytes() == b"1" and (copy / "deep" / "b").read_bytes() == b"2"
-    (folder / "model").write("a", b"changed")
-    assert (fetch(folder / "model", tmp_path / "copy") / "a").read_bytes() == b"1"  # fetched once
+    fetch(folder / "model", tmp_path / "copy")
+    assert (tmp_path / "copy" / "a").read_bytes() == b"1" and (tmp_path / "copy" / "deep" / "b").read_bytes() == b"2"
+    fetch(folder / "model", tmp_path / "one", only="deep/b")
+    assert [p.name for p in (tmp_path / "one").rglob("*") if p.is_file()] == ["b"]
 
 
 def test_the_endpoint_comes_from_the_environment(folder: Folder) -> None:

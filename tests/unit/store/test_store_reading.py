@@ -96,6 +96,14 @@ def test_an_object_store_is_read_through_a_small_cache(bucket: Folder, made: Pat
     assert np.array_equal(store_source(*_remote(bucket), True, reading).order(4).take(6, 9), seen[6:15])
 
 
+def test_a_store_of_one_window_is_read_in_the_order_of_a_local_one(bucket: Folder, made: Path, tmp_path: Path) -> None:
+    for window, same in ((PARTS, True), (PARTS - 1, False)):
+        reading = Reading(cache_dir=str(tmp_path), window_parts=window)
+        far, near = store_source(*_remote(bucket), True, reading), store_source(*local(made, "one"), soft=True)
+        orders = [source.order(3).take(7, 2 * ROWS) for source in (far, near)]
+        assert np.array_equal(*orders) is same
+
+
 def _remote(bucket: Folder) -> tuple[Folder, Folder]:
     return bucket / "one" / "store", bucket / "one" / "data"
 

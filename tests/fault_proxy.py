@@ -3,11 +3,46 @@
 import http.client
 import threading
 import time
+from collections import Counter, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 _BODY = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>told to answer {status}</Message></Error>"
 _OWN = ("connection", "transfer-encoding", "content-length")
+
+
+class Storm:
+    """Every ``every``-th request meets a fault, one kind after another, each where it can do harm.
+
+    Attributes:
+        season: what the caller is at, under which ``hits`` counts.
+        hits: faults by season and kind.
+    """
+
+    KINDS: ClassVar[dict[str, Any]] = {
+        "500": (500, "InternalError"),
+        "503": (503, "SlowDown"),
+        "slow": 0.7,
+        "cut": "cut",
+        "lost answer": "lose",
+        "refused": "refuse",
+    }
+
+    def __init__(self, every: int) -> None:
+        self.season, self.hits = "", Counter[tuple[str, str]]()
+        self._every, self._met, self._due = every, 0, deque(self.KINDS)
+
+    def fault(self, request: str) -> Any:
+        """The fault of a request (method and path), or None."""
+        self._met += 1
+        if self._met % self._every:
+            return None
+        # An answer is cut in its middle only where it has one: of a listing, or of a file that is read.
+        kind = next(kind for kind in self._due if kind != "cut" or request.startswith("GET "))
+        self._due.remove(kind)
+        self._due.append(kind)
+        self.hits[self.season, kind] += 1
+        return self.KINDS[kind]
 
 
 class FaultProxy(ThreadingHTTPServer):
@@ -19,6 +54,7 @@ class FaultProxy(ThreadingHTTPServer):
 
     Attributes:
         only: faults meet the requests alone whose method and path contain this.
+        storm: takes the place of all these while it is set.
         seen: method and path of each request.
     """
 
@@ -37,11 +73,14 @@ class FaultProxy(ThreadingHTTPServer):
         self.faults: list[Any] = []
         self.always: Any = None
         self.only = ""
+        self.storm: Storm | None = None
         self.seen: list[str] = []
 
     def next_fault(self, request: str) -> Any:
         with self._lock:
             self.seen.append(request)
+            if self.storm is not None:
+                return self.storm.fault(request)
             if self.only not in request:
                 return None
             return self.faults.pop(0) if self.faults else self.always
