@@ -54,8 +54,17 @@ _AWS_LASTING = {
     **dict.fromkeys(("UNRECOGNIZED_CLIENT", "MISSING_AUTHENTICATION_TOKEN", "ExpiredToken"), _CREDENTIALS),
     "QuotaExceeded": f"the quota is used up; raise it or free some space and {_AGAIN}",
 }
+# Google's client, and Azure's, which is told apart as its documents say: no server of theirs was at hand to try.
+_GOOGLE = re.compile(r"google::cloud::Status\((\w+):")
+_GOOGLE_PASSING = {"UNAVAILABLE", "INTERNAL", "ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNKNOWN"}
+_GOOGLE_CREDENTIALS = (
+    "the object store does not accept the credentials; set GOOGLE_APPLICATION_CREDENTIALS to a valid key file, or run "
+    f"as a service account that may list, read, write and delete there, and {_AGAIN}"
+)
+_AZURE = re.compile(r"Azure Error: \[(\w*)\](?:\D{0,20}(\d{3})\b)?")
+_AZURE_PASSING = {"ServerBusy", "InternalError", "OperationTimedOut", "RequestBodyIncomplete"}
 # What libcurl says when no second try can help: an address, a certificate.
-_NO_USE = re.compile(r"curlCode: (3|51|58|60|77)\b")
+_NO_USE = re.compile(r"(?:curlCode: |CURL error \[)(3|51|58|60|77)\b")
 
 
 def patience() -> float:
@@ -115,11 +124,26 @@ def fault(where: str, error: BaseException) -> ClusterError:
     aws = _AWS.search(text)
     if aws is not None:
         return _aws_fault(where, text, aws[2] if aws[1] == "UNKNOWN" and aws[2] else aws[1])
+    google = _GOOGLE.search(text)
+    if google is not None:
+        return _google_fault(where, text, google[1])
+    azure = _AZURE.search(text)
+    if azure is not None and (azure[1] in _AZURE_PASSING or azure[2] in _AWS_PASSING):
+        return TransientFileError(f"{where}: the object store fails or is too slow ({text})")
     if code in _LASTING:
         return FileError(f"{where}: {_LASTING[code]}")
     if code in _PASSING or isinstance(error, TimeoutError | ConnectionError):
         return TransientFileError(f"{where}: {text}")
     return FileError(f"{where}: {text}")
+
+
+def _google_fault(where: str, text: str, code: str) -> ClusterError:
+    if code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+        return FileError(f"{where}: {_GOOGLE_CREDENTIALS}")
+    # Where its own patience is at an end, it says so and keeps the reason to itself.
+    if code in _GOOGLE_PASSING and not _NO_USE.search(text):
+        return TransientFileError(f"{where}: the object store fails or is too slow ({text[:200]})")
+    return FileError(f"{where}: {text[:300]}")
 
 
 def flat(error: BaseException) -> str:

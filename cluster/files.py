@@ -238,8 +238,10 @@ class Folder:
         system, root = filesystem(self.uri)
 
         def delete() -> None:
-            if system.get_file_info(root).type == fs.FileType.Directory:
-                system.delete_dir(root)
+            # Where folders are only prefixes of names, a part of one may be gone before it is come to.
+            with suppress(FileNotFoundError):
+                if system.get_file_info(root).type == fs.FileType.Directory:
+                    system.delete_dir(root)
 
         patiently(self.uri, delete)
 

@@ -62,7 +62,8 @@ def upload(system: fs.FileSystem, path: str, source: pa.NativeFile) -> None:
 
     def send() -> None:
         source.seek(0)
-        with system.open_output_stream(path) as sink:
+        # By default Arrow would compress what has a name such as x.gz.
+        with system.open_output_stream(path, compression=None) as sink:
             for number, block in enumerate(iter(lambda: source.read(_BLOCK), b""), 1):
                 sink.write(block)
                 # What is read faster than it is sent would all lie in memory.

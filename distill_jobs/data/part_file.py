@@ -6,6 +6,7 @@ and kept as a few numbers a batch. A file is trusted in nothing: an offset that 
 doesn't fit, a null, or a compressed body (which could unpack to any size) is ``Damage``.
 """
 
+import fcntl
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,16 @@ class Layout:
         return sum(held.values()) + 2 * text + 20_000
 
 
-def map_file(path: Path) -> mmap.mmap:
-    """Map a file. The pages are private: torch takes only memory that is writable, and the file still can't change."""
+def map_file(path: Path, hold: bool = False) -> mmap.mmap:
+    """Map a file. The pages are private: torch takes only memory that is writable, and the file still can't change.
+
+    Args:
+        hold: have a shared lock on the file, for as long as the map lives.
+    """
     with path.open("rb") as file:
+        if hold:
+            # The map has a copy of the handle, and the lock belongs to both.
+            fcntl.flock(file, fcntl.LOCK_SH)
         size = file.seek(0, 2)
         if size == 0:
             raise Damage("it is empty")

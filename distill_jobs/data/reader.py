@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import mmap
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -62,6 +63,7 @@ class TableReader:
         self._rows_per_batch = int(self.facts["rows_per_batch"])
         self._cache = None if folder.is_local else cache or PartCache()
         self._parts: OrderedDict[int, Part] = OrderedDict()
+        self._current: frozenset[int] | None = None
         self._layouts: OrderedDict[int, Layout] = OrderedDict()
         self._layout_bytes = 0
         self._seen = np.zeros(len(self._part_rows), dtype=bool)
@@ -146,7 +148,9 @@ class TableReader:
         within = indices - self._starts[part]
         first = int(part[0])
         if (part == first).all():
-            return self._from_one(first, within, names)
+            taken = self._from_one(first, within, names)
+            self._let_go()
+            return taken
         taken = {name: self._room(name, len(indices)) for name in names}
         targets = [Target(name, out) for name, out in taken.items()]
         order = np.argsort(part, kind="stable")
@@ -154,6 +158,7 @@ class TableReader:
         for start, end in itertools.pairwise(ends):
             to = order[start:end]
             self._copy(int(part[to[0]]), targets, within[to], to)
+        self._let_go()
         return taken
 
     def batches(self, part: int) -> Iterator[pa.RecordBatch]:
@@ -179,6 +184,7 @@ class TableReader:
     def prefetch(self, parts: list[int], spare: list[int]) -> None:
         """Have parts of a remote table fetched ahead, without giving up the parts ``spare``; else do nothing."""
         if self._cache is not None:
+            self._current = frozenset(spare)
             self._cache.prefetch(self.wanted(parts), self.wanted(spare), str(self.folder))
 
     def _from_one(self, number: int, rows: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
@@ -229,7 +235,7 @@ class TableReader:
             return held
         try:
             mapped = self._map(number)
-            fresh = self.verify and not self._seen[number]
+            fresh = self.verify and not self._seen[number] and not self._checked(number)
             if fresh and hashlib.sha256(mapped).hexdigest() != self.facts["part_sha256"][number]:
                 raise Damage("its SHA-256 is not the one in the manifest")
             part = Part(mapped, self._layout(number, mapped))
@@ -241,13 +247,23 @@ class TableReader:
         self._hold(number, part)
         return part
 
+    def _let_go(self) -> None:
+        """Unmap the cached parts of windows that have been left, now that rows that were still in them are read."""
+        current, self._current = self._current, None
+        for other in [] if current is None else self._parts.keys() - current:
+            del self._parts[other]
+
+    def _checked(self, number: int) -> bool:
+        """Whether this reader's cache has compared a part with its SHA-256 when it arrived."""
+        return self._cache is not None and self.wanted([number])[0].cached in self._cache.arrived
+
     def _hold(self, number: int, part: Part) -> None:
-        if self._cache is not None:
-            # A mapped file that the cache has given up would still take its room on the disk.
-            for other in [n for n in self._parts if not self._cache.has(self.wanted([n])[0])]:
-                del self._parts[other]
         self._parts[number] = part
-        if len(self._parts) > _MAPPED_PARTS:
+        # What is mapped can't leave the cache, so that a reader in no order must not map all that fits into it.
+        room = math.inf if self._cache is None else self._cache.limit / 2
+        while len(self._parts) > _MAPPED_PARTS or (
+            len(self._parts) > 1 and sum(len(each.mapped) for each in self._parts.values()) > room
+        ):
             self._parts.popitem(last=False)
         if self._seen[number]:
             return

@@ -10,7 +10,7 @@ import torch
 
 from cluster.files import Folder
 from distill_jobs.data.batch import IGNORED, Batch, batch_columns, make_batch
-from distill_jobs.data.cache import PartCache
+from distill_jobs.data.cache import PartCache, limit_of
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.reader import TableReader
 from distill_jobs.errors import DataError, DistillError, StoreError
@@ -201,11 +201,12 @@ def _window(tables: Sequence[TableReader], part_rows: np.ndarray, reading: Readi
     filled = max(1, int(np.count_nonzero(part_rows)))
     window = min(reading.window_parts, filled)
     size = sum(found for table in tables if isinstance(found := table.facts.get("bytes"), int))
-    if size / filled * window > reading.cache_gb * 1e9:
+    limit = limit_of(int(reading.cache_gb * 1e9))
+    if size / filled * window > limit:
         where = " and ".join(str(table.folder) for table in tables)
         raise error(
             f"{window} parts of {where} ({size / filled:,.0f} bytes each) don't fit into reading.cache_gb "
-            f"{reading.cache_gb:g}: raise it, or lower reading.window_parts"
+            f"{limit / 1e9:g}: raise it (or DISTILL_PART_CACHE_GB), or lower reading.window_parts"
         )
     return window
 

@@ -47,6 +47,15 @@ def test_an_error_while_writing_shows_nothing(folder: Folder) -> None:
     assert folder.names() == ["x"]
 
 
+def test_no_name_changes_what_is_written(folder: Folder) -> None:
+    """Arrow would compress and uncompress by the ends of names."""
+    for name in ("x.zst", "x.gz", "x.lz4", "x.bz2"):
+        folder.write(name, b"as it is")
+        with folder.create(f"streamed-{name}") as stream:
+            stream.write(b"as it is")
+        assert folder.read(name) == folder.read(f"streamed-{name}") == b"".join(folder.blocks(name)) == b"as it is"
+
+
 def test_errors_are_one_sentence(folder: Folder) -> None:
     for call in (folder.read, folder.size):
         with pytest.raises(FileError, match="nothing") as caught:
