@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import math
 import mmap
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -18,11 +17,11 @@ from distill_jobs.data.cache import PartCache, Wanted
 from distill_jobs.data.flat import Damage
 from distill_jobs.data.holes import Runs
 from distill_jobs.data.listing import check_listing, left_out
+from distill_jobs.data.mapped import MappedParts
 from distill_jobs.data.part_file import Layout, Part, Target, learn, map_file, read_schema
 from distill_jobs.data.table import MANIFEST
 from distill_jobs.errors import DataError, DistillError
 
-_MAPPED_PARTS = 256
 _LAYOUT_BYTES = 128 << 20
 
 
@@ -62,8 +61,7 @@ class TableReader:
         self.inspect: Callable[[int], None] | None = None
         self._rows_per_batch = int(self.facts["rows_per_batch"])
         self._cache = None if folder.is_local else cache or PartCache()
-        self._parts: OrderedDict[int, Part] = OrderedDict()
-        self._current: frozenset[int] | None = None
+        self._parts = MappedParts(self._cache)
         self._layouts: OrderedDict[int, Layout] = OrderedDict()
         self._layout_bytes = 0
         self._seen = np.zeros(len(self._part_rows), dtype=bool)
@@ -149,7 +147,7 @@ class TableReader:
         first = int(part[0])
         if (part == first).all():
             taken = self._from_one(first, within, names)
-            self._let_go()
+            self._parts.leave()
             return taken
         taken = {name: self._room(name, len(indices)) for name in names}
         targets = [Target(name, out) for name, out in taken.items()]
@@ -158,7 +156,7 @@ class TableReader:
         for start, end in itertools.pairwise(ends):
             to = order[start:end]
             self._copy(int(part[to[0]]), targets, within[to], to)
-        self._let_go()
+        self._parts.leave()
         return taken
 
     def batches(self, part: int) -> Iterator[pa.RecordBatch]:
@@ -184,7 +182,7 @@ class TableReader:
     def prefetch(self, parts: list[int], spare: list[int]) -> None:
         """Have parts of a remote table fetched ahead, without giving up the parts ``spare``; else do nothing."""
         if self._cache is not None:
-            self._current = frozenset(spare)
+            self._parts.enter(spare)
             self._cache.prefetch(self.wanted(parts), self.wanted(spare), str(self.folder))
 
     def _from_one(self, number: int, rows: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
@@ -231,7 +229,6 @@ class TableReader:
     def _part(self, number: int) -> Part:
         held = self._parts.get(number)
         if held is not None:
-            self._parts.move_to_end(number)
             return held
         try:
             mapped = self._map(number)
@@ -247,24 +244,12 @@ class TableReader:
         self._hold(number, part)
         return part
 
-    def _let_go(self) -> None:
-        """Unmap the cached parts of windows that have been left, now that rows that were still in them are read."""
-        current, self._current = self._current, None
-        for other in [] if current is None else self._parts.keys() - current:
-            del self._parts[other]
-
     def _checked(self, number: int) -> bool:
         """Whether this reader's cache has compared a part with its SHA-256 when it arrived."""
         return self._cache is not None and self.wanted([number])[0].cached in self._cache.arrived
 
     def _hold(self, number: int, part: Part) -> None:
-        self._parts[number] = part
-        # What is mapped can't leave the cache, so that a reader in no order must not map all that fits into it.
-        room = math.inf if self._cache is None else self._cache.limit / 2
-        while len(self._parts) > _MAPPED_PARTS or (
-            len(self._parts) > 1 and sum(len(each.mapped) for each in self._parts.values()) > room
-        ):
-            self._parts.popitem(last=False)
+        self._parts.keep(number, part)
         if self._seen[number]:
             return
         self._seen[number] = True
@@ -273,7 +258,7 @@ class TableReader:
                 self.inspect(number)
             except BaseException:
                 self._seen[number] = False
-                self._parts.pop(number, None)
+                self._parts.drop(number)
                 raise
 
     def _map(self, number: int) -> mmap.mmap:
