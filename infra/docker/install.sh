@@ -4,6 +4,7 @@
 #
 #   install.sh packages VENV [TORCH_INDEX]   what it depends on; torch from that package index
 #   install.sh project VENV                  its own code, from this folder
+#   install.sh these VENV REQUIREMENT...     other packages that the lock pins, alone (needs no pyproject.toml)
 #
 # The lock pins everything, development's packages too. pip takes it as constraints, which install nothing by themselves:
 # pyproject.toml's dependencies say what is wanted, so that there is no second lock to drift.
@@ -30,6 +31,16 @@ packages() {
   all_pinned "$venv"
 }
 
+these() {
+  local venv=$1
+  shift
+  python3 -m venv "$venv"
+  # setuptools comes with a new environment, at a version of its own.
+  PIP_CONSTRAINT=$PWD/requirements.lock "$venv/bin/pip" install --quiet setuptools "$@"
+  all_pinned "$venv"
+  finish "$venv"
+}
+
 # Constraints leave free what they don't name. A build tells torch's local version apart (2.13.0+cpu); the lock doesn't.
 all_pinned() {
   local unpinned
@@ -44,12 +55,16 @@ all_pinned() {
 project() {
   local venv=$1
   PIP_CONSTRAINT=$PWD/requirements.lock "$venv/bin/pip" install --quiet --no-deps --force-reinstall .
-  "$venv/bin/pip" check
-  # What runs installs nothing.
-  "$venv/bin/pip" uninstall --quiet --yes pip
+  finish "$venv"
+}
+
+# What runs installs nothing.
+finish() {
+  "$1/bin/pip" check
+  "$1/bin/pip" uninstall --quiet --yes pip
 }
 
 case ${1:-} in
-  packages | project) "$@" ;;
-  *) echo "usage: install.sh packages VENV [TORCH_INDEX] | install.sh project VENV" >&2; exit 2 ;;
+  packages | project | these) "$@" ;;
+  *) echo "usage: install.sh packages VENV [TORCH_INDEX] | project VENV | these VENV REQUIREMENT..." >&2; exit 2 ;;
 esac

@@ -15,6 +15,7 @@ from tools import INFRA, ROOT, run, tool
 
 FILES = {
     "docker": (INFRA / "docker" / "Dockerfile", ("cpu", "cuda")),
+    "mlflow": (INFRA / "mlflow" / "Dockerfile", ("server",)),
 }
 INSTALL = INFRA / "docker" / "install.sh"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

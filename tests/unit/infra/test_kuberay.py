@@ -11,6 +11,7 @@ import pytest
 from commands import command_complaints
 from kustomizations import kustomization_complaints
 from manifests import Document, pods, policy_complaints, render, schema_complaints, written
+from ray._private import ray_constants
 from tools import INFRA, ROOT
 
 from distill_jobs.spec import load_job
@@ -184,9 +185,10 @@ def test_ray_is_told_of_a_pods_end_while_there_is_time(folder: Path) -> None:
     for group in spec["workerGroupSpecs"]:
         pod = group["template"]["spec"]
         [container] = pod["containers"]
-        [seconds] = [int(one["value"]) for one in container["env"] if one["name"] == "DRAIN_SECONDS"]
+        name = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+        assert hasattr(ray_constants, name)
+        [seconds] = [int(one["value"]) for one in container["env"] if one["name"] == name]
         assert 10 <= pod["terminationGracePeriodSeconds"] - seconds < seconds
-        assert "ray drain-node" in container["lifecycle"]["preStop"]["exec"]["command"][2]
 
 
 @pytest.mark.parametrize("folder", CLOUD, ids=ids)
