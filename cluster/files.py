@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -170,10 +170,15 @@ class Folder:
             return patiently(f"{self.uri}/{name}", lambda: pa.memory_map(f"{root}/{name}"))
         return patiently(f"{self.uri}/{name}", lambda: system.open_input_file(f"{root}/{name}"))
 
-    def blocks(self, name: str) -> Iterator[bytes]:
-        """The bytes of a file in order; from an object store several ranges at a time, each of them patiently."""
+    def blocks(self, name: str, on_size: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
+        """The bytes of a file in order; from an object store several ranges at a time, each of them patiently.
+
+        Args:
+            on_size: told how many there are, before the first.
+        """
         where = f"{self.uri}/{name}"
         with self.open(name) as source:
+            on_size(patiently(where, source.size))
             if self.is_local:
                 with said(where):
                     while block := source.read(_BLOCK):

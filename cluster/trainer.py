@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
@@ -87,11 +88,26 @@ def _meet(backend: str, host: str, port: int, rank: int, count: int) -> None:
         "MASTER_PORT": port,
     }
     os.environ.update({name: str(value) for name, value in places.items()})
+    if backend == "gloo" and (card := interface(ray.util.get_node_ip_address())) is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", card)
     import torch
 
     if backend == "nccl":
         torch.cuda.set_device(_cuda_index())
     torch.distributed.init_process_group(backend, init_method="env://", rank=rank, world_size=count, timeout=_TIMEOUT)
+
+
+def interface(address: str) -> str | None:
+    """The network interface of this machine that has an IP address; None where none has.
+
+    Gloo would take the one that the machine's name stands for, in many a container the loopback, which no other node
+    reaches. The address by which Ray reaches a node is one that the others can reach it by. NCCL is left to choose: it
+    never takes the loopback, and may use several interfaces at once (``NCCL_SOCKET_IFNAME`` names others).
+    """
+    for name, found in psutil.net_if_addrs().items():
+        if any(each.address.partition("%")[0] == address for each in found):
+            return name
+    return None
 
 
 def device() -> str:

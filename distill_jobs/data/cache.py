@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,8 +112,7 @@ class PartCache:
         final = self.folder / wanted.cached
         with self._lock(wanted.cached):
             if not final.exists():
-                self._make_room(wanted.folder.size(wanted.name), spare)
-                self._copy(wanted, final)
+                self._copy(wanted, final, lambda size: self._make_room(size, spare))
         return final
 
     def prefetch(self, wanted: list[Wanted], spare: list[Wanted], reader: str = "") -> None:
@@ -125,13 +124,13 @@ class PartCache:
         """
         self._ahead.ask(reader, wanted, frozenset(w.cached for w in [*spare, *wanted]))
 
-    def _copy(self, wanted: Wanted, final: Path) -> None:
+    def _copy(self, wanted: Wanted, final: Path, make_room: Callable[[int], None]) -> None:
         # Under the lock nobody else writes it: what is there was left by one that was killed.
         temporary = final.with_suffix(_UNFINISHED)
         try:
             digest = hashlib.sha256()
             with temporary.open("wb") as sink:
-                for block in wanted.folder.blocks(wanted.name):
+                for block in wanted.folder.blocks(wanted.name, make_room):
                     digest.update(block)
                     sink.write(block)
             if digest.hexdigest() != wanted.sha256:

@@ -98,10 +98,11 @@ def test_a_killed_fetcher_leaves_nothing_that_looks_whole(parts: list[Wanted], t
     code = (
         "import sys; from pathlib import Path; from cluster.files import Folder\n"
         "from distill_jobs.data import cache\n"
-        "def endless(folder, name):\n"
+        "def endless(folder, name, on_size):\n"
+        "    on_size(100_000)\n"
         "    yield b'x' * 50_000\n"
         "    print('half way', flush=True); sys.stdin.readline()\n"
-        "Folder.blocks, Folder.size = endless, lambda *_: 100_000\n"
+        "Folder.blocks = endless\n"
         "cache.PartCache(Path(sys.argv[1])).fetch(cache.Wanted(Folder(sys.argv[2]), sys.argv[3], sys.argv[4]))"
     )
     for part in (slow, parts[3]):

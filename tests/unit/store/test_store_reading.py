@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,9 +124,9 @@ def test_a_part_is_fetched_once_whoever_asks(bucket: Folder, tmp_path: Path, mon
     fetched: list[str] = []
     copy = PartCache._copy
 
-    def counted(cache: PartCache, wanted: Wanted, final: Path) -> None:
+    def counted(cache: PartCache, wanted: Wanted, *more: Any) -> None:
         fetched.append(wanted.name)
-        copy(cache, wanted, final)
+        copy(cache, wanted, *more)
 
     monkeypatch.setattr(PartCache, "_copy", counted)
     tables = [TableReader(bucket / "one" / "data" / "train", cache=PartCache(tmp_path)) for _ in range(3)]
