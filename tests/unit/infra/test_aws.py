@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import threading
 import time
@@ -39,6 +40,7 @@ def cluster_complaints(text: str) -> list[str]:
         found += [f"{name}: does not shrink to nothing"] * bool(kind["min_workers"])
     for part in ("head", "worker"):
         for command in config[f"{part}_start_ray_commands"]:
+            found += [f"{part}: {why}" for why in _of_ray(shlex.split(command))]
             if " ray start" in f" {command}" and "RAY_AUTH_MODE=token" not in command:
                 found.append(f"{part}: Ray starts without its token")
             if "--head" in command and "--dashboard-host=127.0.0.1" not in command:
@@ -47,6 +49,21 @@ def cluster_complaints(text: str) -> list[str]:
     found += ["ended workers would be kept, and paid for"] * config["provider"].get("cache_stopped_nodes", True)
     found += ["idle workers stay"] * (not 0 < given.get("idle_timeout_minutes", 0) <= 15)
     return found
+
+
+def _of_ray(words: list[str]) -> list[str]:
+    """What Ray's own command line would not take of a command."""
+    import click
+    from ray.scripts.scripts import cli
+
+    if "ray" not in words:
+        return []
+    verb, *rest = words[words.index("ray") + 1 :]
+    try:
+        cli.commands[verb].make_context(verb, rest)
+    except click.UsageError as error:
+        return [error.format_message()]
+    return []
 
 
 def _of_machine(machine: dict[str, Any], head: bool) -> list[str]:
@@ -86,6 +103,7 @@ BROKEN = [
     ("Encrypted: true", "Encrypted: false", "not encrypted"),
     ("RAY_AUTH_MODE=token ray start --address", "ray start --address", "worker: Ray starts without its token"),
     ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "the dashboard listens"),
+    ("--autoscaling-config", "--autoscaler-config", "head: No such option"),
     ("  ssh_user: ubuntu", "  ssh_user: ubuntu  # AKIAIOSFODNN7EXAMPLE", "holds a secret"),
     ("/home/distill/.ray/auth_token: ~/.ray/auth_token", "/home/distill/x: x", "token is not brought"),
 ]

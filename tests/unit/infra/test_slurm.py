@@ -115,6 +115,9 @@ def test_it_runs_the_job_on_its_ray_and_gives_its_exit_code(job: dict[str, str],
     assert (tmp_path / "token").read_text().startswith("-rw-------")
     assert not (tmp_path / "requeued").exists() and left_behind(job) == []
 
+    start({**job, "DISTILL_DO": "capture"}, "job.yaml").communicate(timeout=30)
+    assert (tmp_path / "ran").read_text() == "10.0.0.1:6379 token capture job.yaml\n"
+
 
 @pytest.mark.parametrize(
     ("number", "state", "again"),
