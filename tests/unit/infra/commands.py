@@ -69,6 +69,8 @@ def _of_program(words: list[str]) -> list[str]:
     program, rest = Path(words[0]).name, words[1:]
     if program in PLAIN:
         return []
+    if program == "bash" and rest[:1] == ["-c"]:
+        return command_complaints(rest[1])
     if program == "distill":
         return _of_distill(rest)
     if program == "make":

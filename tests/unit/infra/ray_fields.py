@@ -95,6 +95,10 @@ def _of_job(spec: dict[str, Any]) -> list[str]:
         ]
     if spec.get("submissionMode", "K8sJobMode") != "K8sJobMode" and "submitterPodTemplate" in spec:
         found.append("submitterPodTemplate is for K8sJobMode alone")
+    # KubeRay pastes it into a shell of the submitter's as it is.
+    words = shlex.shlex(spec.get("entrypoint", ""), posix=True, punctuation_chars=True)
+    if any(set(word) <= set("();<>|&") for word in words):
+        found.append("entrypoint: the submitter's shell would part the command: put it into bash -c '…'")
     if "rayClusterSpec" not in spec:
         found.append("there is no rayClusterSpec to run on")
     return found

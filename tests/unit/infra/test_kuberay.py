@@ -12,6 +12,7 @@ from commands import command_complaints
 from kustomizations import kustomization_complaints
 from manifests import Document, pods, policy_complaints, render, schema_complaints, written
 from ray._private import ray_constants
+from ray_fields import ray_complaints
 from tools import INFRA, ROOT
 
 from distill_jobs.spec import load_job
@@ -139,6 +140,29 @@ def test_a_broken_manifest_is_told_of(what: str) -> None:
     assert any(said in why for why in told), told
 
 
+def job_of(documents: list[Document]) -> Any:
+    return of_kind(documents, "RayJob")["spec"]
+
+
+BROKEN_JOBS: list[tuple[Callable[[list[Document]], object], str]] = [
+    (lambda d: rename(job_of(d), "entrypoint", "entryPoint"), "entryPoint"),
+    (lambda d: job_of(d).update(entrypoint="a && b"), "would part the command"),
+    (lambda d: job_of(d).update(shutdownAfterJobFinishes=False), "needs shutdownAfterJobFinishes"),
+    (lambda d: job_of(d).update(submissionMode="HTTPMode"), "for K8sJobMode alone"),
+    (lambda d: job_of(d).update(backoffLimit=-1), "backoffLimit"),
+    (lambda d: job_of(d)["rayClusterSpec"].pop("headGroupSpec"), "headGroupSpec"),
+    (lambda d: of_kind(d, "RayJob").update(apiVersion="ray.io/v1alpha1"), "there is no RayJob in ray.io/v1alpha1"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), BROKEN_JOBS)
+def test_a_broken_job_is_told_of(change: Callable[[list[Document]], object], said: str) -> None:
+    documents = render(KUBERAY / "overlays" / "kind-job")
+    change(documents)
+    told = [why for one in documents if one["kind"] == "RayJob" for why in ray_complaints(one)]
+    assert any(said in why for why in told), told
+
+
 BROKEN_KUSTOMIZATIONS = [
     ("overlays/cloud", "path: pools.yaml", "path: pool.yaml", "no pool.yaml"),
     ("overlays/cloud", "kind: RayCluster", "kind: RayClusters", "isn't there"),
@@ -215,8 +239,7 @@ def test_what_jobs_run_is_there() -> None:
     """Commands of the command line, with options it has, on specs that are there and parse."""
     for folder in FOLDERS:
         for job in (one for one in render(folder) if one["kind"] == "RayJob"):
-            for command in job["spec"]["entrypoint"].split(" && "):
-                assert command_complaints(command) == []
+            assert command_complaints(job["spec"]["entrypoint"]) == []
     example = re.search(r"distill_jobs/examples/\w+.yaml", (KUBERAY / "overlays/kind-job/entrypoint.yaml").read_text())
     assert example
     load_job(str(ROOT / example[0]), ["workdir=/work/runs/digits", "data.train=/work/demo/digits/digits.parquet"])
