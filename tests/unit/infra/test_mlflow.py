@@ -103,6 +103,15 @@ def _containers(document: Document) -> list[Document]:
     return list(document["spec"]["template"]["spec"]["containers"])
 
 
+def test_of_the_object_store_nothing_but_s3_is_heard() -> None:
+    """Its other parts ask for no login."""
+    [storage] = [d for d in written(FOLDER) if d["kind"] == "StatefulSet" and d["metadata"]["name"] == "storage"]
+    [container] = _containers(storage)
+    [command] = compose()["services"]["storage"]["command"]
+    assert command.endswith(" ".join([*container["command"], *container["args"]]))
+    assert {"-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.ip.bind=0.0.0.0"} <= set(container["args"])
+
+
 def test_the_image_is_installed_from_the_lock_alone() -> None:
     asked = re.search(r"install.sh these /opt/mlflow (.+)", (MLFLOW / "Dockerfile").read_text())
     assert asked
