@@ -15,8 +15,8 @@ MADE = {"infra/mlflow/secrets"}
 """What is not in the repository, but is made by a command of it."""
 
 SUBCOMMANDS = {
-    "aws": {"cloudformation"},
-    "docker": {"build", "compose", "run"},
+    "aws": {"cloudformation", "ecr", "iam"},
+    "docker": {"build", "compose", "push", "run", "tag"},
     "docker compose": {"up", "down"},
     "helm": {"install", "repo", "uninstall"},
     "kind": {"create", "delete", "load"},

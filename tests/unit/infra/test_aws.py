@@ -15,7 +15,9 @@ from typing import Any
 import boto3
 import pytest
 import yaml
+from botocore import xform_name
 from botocore.exceptions import ClientError
+from commands import code_blocks
 from tools import INFRA, ROOT, run, tool
 
 AWS = INFRA / "aws"
@@ -128,6 +130,28 @@ def test_the_files_fit_each_other() -> None:
     )
     assert config["docker"]["image"].partition("/")[2].partition(":")[0] == "distill-jobs"
     assert ":repository/distill-jobs" in text
+
+
+def aws_complaints(line: str) -> list[str]:
+    """What a command of the page asks of the aws program that AWS has not."""
+    _, service, verb, *rest = shlex.split(line)
+    client = boto3.client(service, region_name="us-east-1")  # type: ignore[call-overload]
+    # `deploy` is the program's own, around a change set.
+    operation = client.meta.method_to_api_mapping.get({"deploy": "create_change_set"}.get(verb, verb.replace("-", "_")))
+    if operation is None:
+        return [f"aws {service} has no {verb}"]
+    known = {xform_name(name) for name in client.meta.service_model.operation_model(operation).input_shape.members}
+    known |= {"query"} | ({"template_file", "parameter_overrides"} if verb == "deploy" else set())
+    options = {word[2:].partition("=")[0].replace("-", "_") for word in rest if word.startswith("--")}
+    return [f"aws {service} {verb} has no --{name}" for name in sorted(options - known)]
+
+
+def test_the_pages_commands_are_awss() -> None:
+    lines = [line for line in code_blocks(INFRA / "README.md") if line.startswith("aws ")]
+    assert len(lines) >= 4 and [why for line in lines for why in aws_complaints(line)] == []
+    assert aws_complaints("aws ecr create-repo --x y") == ["aws ecr has no create-repo"]
+    broken = "aws ecr create-repository --name x"
+    assert aws_complaints(broken) == ["aws ecr create-repository has no --name"]
 
 
 def lint(path: Path) -> subprocess.CompletedProcess[str]:
