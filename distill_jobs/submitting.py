@@ -1,5 +1,6 @@
 """A job on a cluster: packed, looked at, started, followed. What runs there is ``distill_jobs/submitted.py``."""
 
+import hashlib
 import json
 import os
 import sys
@@ -201,7 +202,7 @@ def _start(job: Job, jobs: Jobs, options: Options, folder: Path, dead: str) -> s
             WORKDIR: job.workdir,
             VERB: options.verb,
             "distill.version": distill_jobs.__version__,
-            "distill.code": "travelled" if options.ship_code else "of the nodes",
+            "distill.code": _code_digest() if options.ship_code else "of the nodes",
         },
         env={**own, **options.env},
         modules=_modules() if options.ship_code else (),
@@ -234,6 +235,15 @@ def _probe(workdir: str) -> Iterator[str | None]:
 
 def _modules() -> list[Path]:
     return [Path(str(package.__path__[0])) for package in (cluster, distill_jobs)]
+
+
+def _code_digest() -> str:
+    """What tells one state of the code that travels from another."""
+    found = hashlib.sha256()
+    for module in _modules():
+        for path in sorted(path for path in module.rglob("*") if path.is_file() and path.parent.name != "__pycache__"):
+            found.update(str(path.relative_to(module.parent)).encode() + b"\n" + path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def _requirements() -> list[str]:

@@ -36,7 +36,7 @@ def free_port() -> int:
 def ray_head(cpus: int = 2, **env: str) -> Iterator[Head]:
     """Start a head with ``env`` in its environment; its jobs find this Python first."""
     port, dashboard = free_port(), free_port()
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST"))}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST", "AWS_"))}
     own |= {"PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
     own |= {"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1", **env}
     # Ray's sockets lie there, whose names may not be long.

@@ -14,11 +14,13 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
+import yaml
 from conftest import digits_spec, write_spec
 from ray_head import Head, ray_head
 from test_interruptions import SLOW_TEACHER
 
 from cluster.errors import JobError
+from cluster.files import Folder
 from cluster.jobs import Jobs
 
 TOKEN = "a-token-of-the-tests-0123456789abcdef"
@@ -64,8 +66,10 @@ def job_of(digits: Path, folder: Path, **changes: Any) -> Path:
 
 
 def slow_job(digits: Path, folder: Path, **changes: Any) -> Path:
-    """One whose capture takes half a minute, so that it can be caught in the middle."""
-    (folder / "slow.py").write_text(SLOW_TEACHER)
+    """One whose capture takes minutes as long as there is a file ``brake``, so that it can be caught in the middle."""
+    (folder / "brake").touch()
+    pause = f"time.sleep(1.5 if pathlib.Path({str(folder / 'brake')!r}).exists() else 0.0)"
+    (folder / "slow.py").write_text(SLOW_TEACHER.replace("time.sleep(0.3)", pause).replace("time,", "pathlib, time,"))
     teacher = {"model": {"factory": {"target": "slow:make"}}}
     spec = digits_spec(digits, Path("runs/digits"), teacher=teacher, data__rows_per_part=120, seeds=[0], **changes)
     spec["student"]["train"]["workers"] = 1
@@ -78,7 +82,7 @@ def id_in(printed: str) -> str:
     return found[1]
 
 
-def until(true: Callable[[], Any], seconds: float = 120, tell: Callable[[], str] = str) -> None:
+def until(true: Callable[[], Any], seconds: float = 240, tell: Callable[[], str] = str) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, tell()
@@ -190,7 +194,7 @@ def test_a_job_with_local_inputs_runs_to_its_end(ask: Ask, digits: Path, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_stopped_refused_killed_and_submitted_again(ask: Ask, digits: Path, tmp_path: Path) -> None:
     spec, run = slow_job(digits, tmp_path), tmp_path / "runs/digits"
     parts = run / "store/parts"
@@ -224,6 +228,7 @@ def test_stopped_refused_killed_and_submitted_again(ask: Ask, digits: Path, tmp_
     assert (run / "lease.json").exists()
     kept |= {path.name: path.read_bytes() for path in parts.glob("*.json")}
 
+    (tmp_path / "brake").unlink()
     began = time.monotonic()
     last = ask("submit", spec)
     assert last.returncode == 0, last.stdout + last.stderr
@@ -254,3 +259,39 @@ def test_a_terminal_that_is_closed_leaves_the_job_running(ask: Ask, head: Head, 
     followed = ask("jobs", "logs", id_in(printed), "--follow")
     assert followed.returncode == 0 and "has succeeded" in followed.stdout, followed.stdout + followed.stderr
     assert (tmp_path / "runs/digits/report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_on_an_object_store_whose_login_only_the_nodes_know(
+    s3: Callable[[str], Folder], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = s3("jobs")
+    store = {name: os.environ[name] for name in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")}
+    login = {"AWS_ACCESS_KEY_ID": "key-of-the-nodes", "AWS_SECRET_ACCESS_KEY": "secret-of-the-nodes"}
+    tree = {**yaml.safe_load(job_of(digits, tmp_path).read_text()), "workdir": f"{bucket}/run"}
+    spec = write_spec(tmp_path / "job.yaml", tree)
+    tracking = ["--set", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"]
+
+    def submit(head: Head, *more: str) -> Done:
+        command = [sys.executable, "-m", "distill_jobs", "submit", str(spec), "--address", head.dashboard, *more]
+        # The submitting machine knows neither the endpoint nor the login.
+        env = {name: value for name, value in clean().items() if not name.startswith("AWS_")}
+        return subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=tmp_path, env=env, check=False)
+
+    for name in login:
+        monkeypatch.delenv(name)
+    with ray_head(cpus=2, AWS_EC2_METADATA_DISABLED="true", HOME=str(tmp_path), **store) as head:
+        refused = submit(head, *tracking)
+        assert refused.returncode == 2 and f"workdir {bucket}/run can't be written" in refused.stderr, refused.stderr
+        assert "credentials" in refused.stderr and "Traceback" not in refused.stderr
+    with ray_head(cpus=2, AWS_EC2_METADATA_DISABLED="true", **store, **login) as head:
+        refused = submit(head)
+        assert refused.returncode == 2 and "give tracking.uri" in refused.stderr, refused.stderr
+        done = submit(head, *tracking)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not [value for value in login.values() if value in done.stdout + done.stderr]
+    for name, value in login.items():
+        monkeypatch.setenv(name, value)
+    run = bucket / "run"
+    assert run.exists("report.html") and run.exists("store/manifest.json") and not run.exists("lease.json")
