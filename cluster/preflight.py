@@ -12,11 +12,13 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
-from cluster.errors import ClusterError, FileError, ResourceError
+from cluster.checkup.services import storage
+from cluster.errors import ClusterError, ResourceError
 from cluster.files import Folder
 from cluster.lease import Lease, holder
 
@@ -109,15 +111,18 @@ def _head(request: Request) -> tuple[list[Sentence], str]:
     """What the command itself will need where it runs, and the name of a file that all nodes have to see."""
     from cluster.tracking import Tracker
 
-    workdir, problems = Folder(request.workdir), []
-    probe = f".{uuid.uuid4().hex}.tmp"
+    workdir, probe = Folder(request.workdir), f".{uuid.uuid4().hex}.tmp"
+    if workdir.is_local and not request.probe and not workdir.path().parent.is_dir():
+        problems = [f"workdir {workdir}: {workdir.path().parent} is not there: {_SHARE}"]
+    else:
+        found = [each for each in storage(workdir) if each.level == "problem"]
+        problems = [f"workdir {workdir}, where the job would run: {each.text}; {each.remedy}" for each in found]
     try:
-        if workdir.is_local and not request.probe and not workdir.path().parent.is_dir():
-            raise FileError(f"{workdir.path().parent} is not there: {_SHARE}")
-        workdir.write(probe, b"")
+        if not problems:
+            workdir.write(probe, b"")
     except ClusterError as error:
         problems.append(f"workdir {workdir} can't be written where the job would run: {error}")
-        probe = ""
+    probe = "" if problems else probe
     if request.tracking or os.environ.get("MLFLOW_TRACKING_URI") or not workdir.is_local:
         try:
             Tracker(request.tracking, request.experiment, workdir)
@@ -149,7 +154,8 @@ def nodes_lacking(request: Request, probe: str) -> list[Sentence]:
     for answer in late:
         found.setdefault(f"has not answered within {_NODE_SECONDS:g} s", []).append(asked[answer])
     if probe:
-        Folder(request.workdir).remove(probe)
+        with suppress(ClusterError):  # unfinished files are nobody's
+            Folder(request.workdir).remove(probe)
     return [f"node {', '.join(where[:3])}{_more(where)}: {sentence}" for sentence, where in found.items()]
 
 

@@ -283,8 +283,11 @@ def test_a_job_on_an_object_store_whose_login_only_the_nodes_know(
         monkeypatch.delenv(name)
     with ray_head(cpus=2, AWS_EC2_METADATA_DISABLED="true", HOME=str(tmp_path), **store) as head:
         refused = submit(head, *tracking)
-        assert refused.returncode == 2 and f"workdir {bucket}/run can't be written" in refused.stderr, refused.stderr
-        assert "credentials" in refused.stderr and "Traceback" not in refused.stderr
+        assert refused.returncode == 2 and f"workdir {bucket}/run, where the job would run: " in refused.stderr
+        assert (
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY not set" in refused.stderr
+            and "Traceback" not in refused.stderr
+        )
     with ray_head(cpus=2, AWS_EC2_METADATA_DISABLED="true", **store, **login) as head:
         refused = submit(head)
         assert refused.returncode == 2 and "give tracking.uri" in refused.stderr, refused.stderr
