@@ -110,6 +110,7 @@ def look(request: Request) -> Answer:
 def _head(request: Request) -> tuple[list[Sentence], str]:
     """What the command itself will need where it runs, and the name of a file that all nodes have to see."""
     from cluster.tracking import Tracker
+    from cluster.tracking_server import server
 
     workdir, probe = Folder(request.workdir), f".{uuid.uuid4().hex}.tmp"
     if workdir.is_local and not request.probe and not workdir.path().parent.is_dir():
@@ -123,9 +124,10 @@ def _head(request: Request) -> tuple[list[Sentence], str]:
     except ClusterError as error:
         problems.append(f"workdir {workdir} can't be written where the job would run: {error}")
     probe = "" if problems else probe
-    if request.tracking or os.environ.get("MLFLOW_TRACKING_URI") or not workdir.is_local:
+    uri = server(request.tracking)
+    if uri or not workdir.is_local:
         try:
-            Tracker(request.tracking, request.experiment, workdir)
+            Tracker(uri, request.experiment, workdir, workdir)
         except ClusterError as error:
             problems.append(str(error))
     return problems, probe

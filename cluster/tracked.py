@@ -6,7 +6,7 @@ from typing import Any
 
 from cluster.errors import TrackingError
 from cluster.logged import one_line, without_login
-from cluster.tracking import mlflow_quietly
+from cluster.tracking_server import mlflow_quietly
 
 _PAGE = 1000
 

@@ -1,189 +1,228 @@
 """MLflow: a parent run, a nested run per stage, metrics, artifacts and models.
 
-It fails loudly at the start, when there is still nothing to lose, and softly later: a tracking server that stops
-answering costs one warning, never the training. MLflow is imported when a ``Tracker`` is made, since that takes
-seconds. Nothing here uses MLflow's global state, so that several runs can be open at once.
+It fails loudly at the start, when there is still nothing to lose. Later nothing here waits for the server or raises
+because of it: what is logged goes through an outbox, see ``outbox.py``, which keeps it in the workdir while the server
+is away. MLflow is imported when a ``Tracker`` is made, since that takes seconds. Nothing here uses MLflow's global
+state, so that several runs can be open at once.
 """
 
-import functools
 import logging
-import os
-import shlex
-import shutil
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+from cluster.delivery import Delivery, fingerprint, is_final
 from cluster.errors import TrackingError
 from cluster.files import Folder
 from cluster.logged import flatten, key_for, one_line, tags_for, without_login
-from cluster.model_log import log_model, tag_versions
+from cluster.outbox import OUTBOX, Entry, Outbox
+from cluster.run_book import PIPELINE, RunBook, is_pending
+from cluster.tracking_server import experiment_of, local_uri, mlflow_quietly, refuses_login, unusable
 
-__all__ = ["Run", "Status", "Tracker", "flatten", "local_uri", "mlflow_quietly", "open_command"]
+__all__ = ["Run", "Status", "Tracker", "flatten", "owes"]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _log = logging.getLogger(__name__)
-_FLUSH_SECONDS = 2.0
-_PENDING_METRICS = 1000  # also MLflow's limit for one batch
-_BATCH = 100  # MLflow's limit of params or tags in one batch
-_PAUSE_SECONDS = 60.0
-P = ParamSpec("P")
+_TRIES, _PAUSE_SECONDS = 3, 1.0  # at the start
 
 
 class Tracker:
-    """One MLflow experiment.
+    """One MLflow experiment, and what a workdir's work logs to it.
 
     Args:
         uri: the tracking server; None for a SQLite database ``mlflow.db`` and a folder ``mlartifacts`` in ``home``.
         experiment: its name; made if it isn't there.
         home: a local folder, used only when ``uri`` is None.
+        workdir: ``tracking.json`` there says which runs are its, ``outbox/`` holds what the server hasn't taken yet;
+            models and artifacts are files in it.
 
     Raises:
-        TrackingError: the server can't be reached, or the experiment can't be used.
+        TrackingError: the server can't be reached, or the experiment can't be used. A server that this workdir has
+            used before may be away: then what is logged waits.
     """
 
-    def __init__(self, uri: str | None, experiment: str, home: Folder) -> None:
+    def __init__(self, uri: str | None, experiment: str, home: Folder, workdir: Folder) -> None:
         if uri is None and not home.is_local:
             raise TrackingError(
                 f"{home} is not on this machine, so MLflow's database can't lie there: give tracking.uri"
             )
-        self.uri = uri or local_uri(home)
-        self._silent_until = 0.0
+        self.uri, self.workdir = uri or local_uri(home), workdir
+        self.book = RunBook(workdir)
         self._warned = False
         mlflow = mlflow_quietly()
         try:
             if uri is None:
                 home.path().mkdir(parents=True, exist_ok=True)
             self.client = mlflow.MlflowClient(tracking_uri=self.uri)
-            place = None if uri else (home.path() / "mlartifacts").as_uri()
-            self.experiment_id = _experiment(self.client, experiment, place)
-        except TrackingError:
-            raise
         except Exception as error:
-            raise TrackingError(
-                f"can't use MLflow at {without_login(self.uri)}: {one_line(error)}; check tracking.uri"
-            ) from None
+            raise unusable(self.uri, error) from None
+        folder = workdir / OUTBOX
+        self._delivery = Delivery(self.client, self.book, workdir, folder)
+        self.away = not self._reached(experiment, None if uri else (home.path() / "mlartifacts").as_uri())
+        place = dict(self.book.place or {})
+        self.experiment_id = str(place["id"])
+        self.outbox = Outbox(folder, self._delivery, place, self.book.save, self._trouble)
 
-    def parent(self, name: str, params: dict[str, Any], tags: dict[str, str], run_id: str | None = None) -> "Run":
-        """A pipeline's run. ``run_id`` reopens an earlier one, if it is there and was of the same params.
+    def _reached(self, experiment: str, place: str | None) -> bool:
+        """Ask for the experiment, and know it from now on; False if the server is away and was used before."""
+        known, where = self.book.place or {}, without_login(self.uri)
+        expected = self.book.resumed and known.get("name") == experiment and known.get("server") == where
+        for left in reversed(range(_TRIES)):
+            try:
+                found = self._delivery.trust(experiment_of(self.client, experiment, place))
+                self.book.settle({**found, "server": where})
+                return True
+            except TrackingError:
+                raise
+            except Exception as error:
+                if refuses_login(error) or is_final(error) or not (left or expected):
+                    raise unusable(self.uri, error) from None
+                if not left:
+                    self._trouble(error)
+            if left:
+                time.sleep(_PAUSE_SECONDS)
+        return False
+
+    def parent(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> "Run":
+        """The pipeline's run: the workdir's earlier one, if it is there and was of the same params, else a new one.
 
         MLflow never lets a param change; a spec that has changed therefore opens a new run.
+
+        Raises:
+            TrackingError: the server refuses it, in a workdir's first command.
         """
-        flat = flatten(params)
-        if run_id and not self._fits(run_id, flat):
-            run_id = None
-        run = self._open(name, tags, run_id)
+        flat, known = flatten(params), self.book.known(PIPELINE)
+        handle = self.book.begin(flat, known if known and self._fits(known, flat) else None)
+        run, entry = Run(self, handle), self._opening(handle, name, tags, None)
+        if is_pending(handle) and not self.outbox.waiting() and not self.away:
+            # At once: a server that lets one read may still refuse what is written.
+            try:
+                self._delivery.deliver(entry, False)
+            except Exception as error:
+                if refuses_login(error):
+                    raise unusable(self.uri, error) from None
+                self.outbox.post({**entry, "again": True})
+        else:
+            self.outbox.post(entry)
         run.params(params)
         return run
 
-    def _open(self, name: str, tags: Mapping[str, str], run_id: str | None) -> "Run":
-        try:
-            if run_id and self._fits(run_id, {}):
-                self.client.update_run(run_id, status="RUNNING")
-            else:
-                run_id = self.client.create_run(self.experiment_id, run_name=name).info.run_id
-        except Exception as error:
-            self._trouble(error)
-            run_id = None
-        run = Run(self, run_id)
-        run.tags(tags)
-        return run
+    def close(self, patience: float, uploads: bool = True) -> str:
+        """Send what is left, as long as the server takes it, and write down the rest.
 
-    def _fits(self, run_id: str, params: dict[str, str]) -> bool:
+        Args:
+            patience: seconds without anything taken after which the rest is left for the next time.
+            uploads: wait for the end of one that is under way.
+
+        Returns:
+            what waits and why, as the beginning of a sentence; empty if nothing does.
+        """
+        left = 0
         try:
-            run = self.client.get_run(run_id)
+            left = self.outbox.drain(patience, uploads)
+        finally:
+            try:
+                self.outbox.close()
+            except Exception as error:
+                _log.warning(
+                    "what MLflow hasn't taken can't be written to %s/%s (%s)", self.workdir, OUTBOX, one_line(error)
+                )
+        where = without_login(self.uri)
+        if not left:
+            return ""
+        if held := self.outbox.held():
+            return (
+                f"{held} of {left} files in {self.workdir}/{OUTBOX} can't be read or belong to another server than "
+                f"MLflow at {where}: give that one as tracking.uri"
+            )
+        return f"MLflow at {where} has not taken all that was logged; the rest waits in {self.workdir}/{OUTBOX}"
+
+    def _opening(self, handle: str, name: str, tags: Mapping[str, str], parent: str | None) -> Entry:
+        return {
+            "do": "open",
+            "run": handle,
+            "name": name,
+            "experiment": self.experiment_id,
+            "tags": tags_for(tags),
+            "start": _now(),
+            "parent": parent,
+        }
+
+    def _fits(self, handle: str, params: Mapping[str, str]) -> bool:
+        if is_pending(handle) or self.away:
+            return self.book.same_params(params)
+        try:
+            run = self.client.get_run(handle)
         except Exception:
             return False
         there = run.info.lifecycle_stage == "active" and run.info.experiment_id == self.experiment_id
         return there and all(params.get(key, value) == value for key, value in run.data.params.items())
 
-    def _trouble(self, error: Exception) -> None:
-        """Say it once, and leave the server alone for a while, so that retries don't slow the training down."""
-        self._silent_until = time.monotonic() + _PAUSE_SECONDS
-        if not self._warned:
+    def _trouble(self, error: Exception | None) -> None:
+        """Say once that the server is away, and once that it is back."""
+        where = without_login(self.uri)
+        if error is None:
+            if self._warned:
+                _log.warning("MLflow at %s answers again, and gets what has waited", where)
+            self.away = self._warned = False
+        elif not self._warned:
             self._warned = True
             _log.warning(
-                "MLflow at %s has stopped taking what is logged (%s); the work goes on, and the ledger and the "
-                "report stay whole",
-                without_login(self.uri),
+                "MLflow at %s has stopped taking what is logged (%s); the work goes on, what is logged is kept in "
+                "%s/%s and sent when it answers",
+                where,
                 one_line(error),
+                self.workdir,
+                OUTBOX,
             )
 
 
-def _softly(method: Callable[Concatenate["Run", P], None]) -> Callable[Concatenate["Run", P], None]:
-    """Trouble with the server is worth one warning, and is no reason to stop."""
-
-    @functools.wraps(method)
-    def wrapped(run: "Run", /, *args: P.args, **kwargs: P.kwargs) -> None:
-        if run.run_id is None or time.monotonic() < run.tracker._silent_until:
-            return
-        try:
-            method(run, *args, **kwargs)
-        except Exception as error:
-            run.tracker._trouble(error)
-
-    return wrapped
-
-
 class Run:
-    """One MLflow run. No method raises because of the server; ``run_id`` is None when it couldn't be opened."""
+    """One MLflow run. No method waits for the server or raises because of it.
 
-    def __init__(self, tracker: Tracker, run_id: str | None) -> None:
-        self.tracker, self.run_id = tracker, run_id
-        self._pending: list[Any] = []
-        self._flushed = time.monotonic()
-        self._lock = threading.Lock()
+    Attributes:
+        handle: what stands for the run also before the server has made it.
+    """
 
-    def child(self, name: str, tags: Mapping[str, str] | None = None, run_id: str | None = None) -> "Run":
-        """A nested run; ``run_id`` reopens an earlier one."""
-        parent = {"mlflow.parentRunId": self.run_id} if self.run_id else {}
-        return self.tracker._open(name, {**(tags or {}), **parent}, run_id)
+    def __init__(self, tracker: Tracker, handle: str) -> None:
+        self.tracker, self.handle = tracker, handle
+
+    @property
+    def run_id(self) -> str | None:
+        """The server's id; None as long as it hasn't made the run."""
+        return self.tracker.book.run_id(self.handle)
+
+    def child(self, name: str, tags: Mapping[str, str] | None = None) -> "Run":
+        """A nested run: the one of this name that was opened before, or a new one."""
+        handle = self.tracker.book.nested(name)
+        self.tracker.outbox.post(self.tracker._opening(handle, name, tags or {}, self.handle))
+        return Run(self.tracker, handle)
 
     def metrics(self, values: Mapping[str, float | None], step: int | None = None) -> None:
-        """Log numbers (None is left out). They are sent about every two seconds, and when the run ends."""
-        if self.run_id is None:
-            return
-        entity, now = mlflow_quietly().entities.Metric, int(time.time() * 1000)
-        found = [entity(key_for(k), float(v), now, step or 0) for k, v in values.items() if v is not None]
-        with self._lock:
-            self._pending = (self._pending + found)[-10 * _PENDING_METRICS :]
-            due = time.monotonic() - self._flushed > _FLUSH_SECONDS or len(self._pending) >= _PENDING_METRICS
-        if due:
-            self._flush()
+        """Log numbers (None is left out) with the present time."""
+        now = _now()
+        # As text: JSON has no word for what is not a number.
+        points = [[key_for(k), repr(float(v)), now, step or 0] for k, v in values.items() if v is not None]
+        if points:
+            self._post("metrics", points=points)
 
-    @_softly
     def params(self, values: Mapping[str, Any]) -> None:
         """Log settings, flattened to dotted keys. Those that the run has already are left as they are."""
-        had = self.tracker.client.get_run(self.run_id).data.params
-        entity = mlflow_quietly().entities.Param
-        new = [entity(key, value) for key, value in flatten(values).items() if key not in had]
-        for some in _batches(new):
-            self.tracker.client.log_batch(self.run_id, params=some)
+        self._post("params", values=flatten(values))
 
-    @_softly
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags: digests, the stage, what was skipped."""
-        entity = mlflow_quietly().entities.RunTag
-        clean = [entity(key, value) for key, value in tags_for(values).items()]
-        for some in _batches(clean):
-            self.tracker.client.log_batch(self.run_id, tags=some)
+        self._post("tags", values=tags_for(values))
 
-    @_softly
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Upload a file, or all files of a folder."""
-        if path.is_dir():
-            self.tracker.client.log_artifacts(self.run_id, str(path), folder or None)
-        else:
-            self.tracker.client.log_artifact(self.run_id, str(path), folder or None)
+    def artifact(self, name: str, into: str = "") -> None:
+        """Upload the file ``name`` of the workdir as it is now; ``into`` is a folder of the run's artifacts."""
+        self._post("artifact", name=name, into=into, data=self.tracker.workdir.read(name), upload=True)
 
-    @_softly
     def model(
         self,
-        folder: Path,
+        folder: str,
         name: str,
         registered: str | None = None,
         *,
@@ -191,105 +230,46 @@ class Run:
         packages: Sequence[str] = (),
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
-        """Log the model in ``folder`` so that ``mlflow.pyfunc.load_model`` loads it.
+        """Log the model in a folder of the workdir so that ``mlflow.pyfunc.load_model`` loads it.
 
         Args:
+            folder: its name in the workdir. It is uploaded in the background, or later, if it hasn't changed then.
             registered: also make it the next version of this model in the registry.
             loader: ``module:function`` that loads the folder, see ``model_log.py``.
             packages: what the loader needs; pinned to the versions that are installed here.
             parameters: names and defaults of what ``predict(rows, params=...)`` takes.
         """
-        log_model(
-            self.tracker.client,
-            self.tracker.experiment_id,
-            self.run_id,
-            folder,
-            key_for(name),
-            loader=loader,
-            packages=packages,
-            parameters=parameters or {},
+        self._post(
+            "model",
+            experiment=self.tracker.experiment_id,
+            folder=folder,
+            files=fingerprint(self.tracker.workdir / folder),
+            name=key_for(name),
             registered=key_for(registered) if registered else None,
+            loader=loader,
+            packages=list(packages),
+            parameters=dict(parameters or {}),
+            key=uuid.uuid4().hex,
+            upload=True,
         )
 
-    @_softly
     def model_tags(self, values: Mapping[str, Any]) -> None:
         """Set tags of the registered versions of this run's models."""
-        tag_versions(self.tracker.client, str(self.run_id), tags_for(values))
+        self._post("model_tags", values=tags_for(values))
 
     def end(self, status: Status = "FINISHED") -> None:
-        """Send what is still pending and close the run."""
-        self._flush()
-        self._terminate(status)
+        """Close the run."""
+        self._post("end", status=status, end=_now())
 
-    @_softly
-    def _terminate(self, status: Status) -> None:
-        self.tracker.client.set_terminated(self.run_id, status)
-
-    @_softly
-    def _flush(self) -> None:
-        with self._lock:
-            sending, self._pending, self._flushed = self._pending, [], time.monotonic()
-        try:
-            for some in _batches(sending, _PENDING_METRICS):
-                self.tracker.client.log_batch(self.run_id, metrics=some)
-        except Exception:
-            with self._lock:
-                self._pending = sending + self._pending
-            raise
+    def _post(self, do: str, **what: Any) -> None:
+        self.tracker.outbox.post({"do": do, "run": self.handle, **what})
 
 
-def open_command(uri: str | None, home: Folder) -> str:
-    """The one command that opens MLflow's pages for what was logged."""
-    if uri and uri.startswith("http"):
-        return f"{_program('python')} -m webbrowser {shlex.quote(without_login(uri))}"
-    return f"{_program('mlflow')} ui --backend-store-uri {shlex.quote(without_login(uri or local_uri(home)))}"
+def owes(workdir: Folder) -> bool:
+    """Whether an earlier command has left in the workdir what its server hadn't taken."""
+    return bool((workdir / OUTBOX).names(".json"))
 
 
-@functools.cache
-def mlflow_quietly() -> Any:
-    """MLflow, imported at the first use: quiet, without its usage statistics, and giving up on a dead server soon."""
-    for name, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_LOGGING_LEVEL": "ERROR",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_UV_AUTO_DETECT": "false",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    }.items():
-        os.environ.setdefault(name, value)
-    import mlflow
-    import mlflow.entities
-    import mlflow.models
-
-    return mlflow
-
-
-def _experiment(client: Any, name: str, place: str | None) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=place))
-        except Exception:  # another pipeline may have made it a moment ago
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    if found.lifecycle_stage != "active":
-        raise TrackingError(f"MLflow's experiment {name!r} was deleted: restore it, or give tracking.experiment")
-    return str(found.experiment_id)
-
-
-def local_uri(home: Folder) -> str:
-    """The database that stands in for a server, in the folder ``home``."""
-    return f"sqlite:///{home.path() / 'mlflow.db'}"
-
-
-def _batches(items: list[Any], size: int = _BATCH) -> Iterator[list[Any]]:
-    return (items[i : i + size] for i in range(0, len(items), size))
-
-
-def _program(name: str) -> str:
-    """``name`` as it can be typed here: bare where the shell would find it, else beside this Python."""
-    beside = Path(sys.executable).parent / name
-    if shutil.which(name) == str(beside) or not beside.exists():
-        return name
-    return shlex.quote(os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside))
+def _now() -> int:
+    """Milliseconds since the epoch."""
+    return int(time.time() * 1000)

@@ -11,11 +11,12 @@ import yaml
 
 from cluster.errors import FileError
 from cluster.files import Folder
+from cluster.run_book import PIPELINE, RUNS, is_pending
 from cluster.tracked import TrackedRun, read_run
-from cluster.tracking import local_uri
+from cluster.tracking_server import local_uri, server
 from distill_jobs import words
 from distill_jobs.console import Console
-from distill_jobs.context import RUNS, home_of
+from distill_jobs.context import home_of
 from distill_jobs.errors import NotReadyError
 from distill_jobs.report.compare import ROLES, Pipeline, by_metric, findings, front, page, points_of
 
@@ -89,15 +90,17 @@ def _place(run: str, tracking: str | None) -> tuple[str, str]:
     workdir = Folder(run if "://" in run else os.path.abspath(run))
     if workdir.exists(RUNS):
         try:
-            run_id = str(workdir.read_json(RUNS)["pipeline"])
+            run_id = str(workdir.read_json(RUNS)[PIPELINE])
             spec = yaml.safe_load(workdir.read("spec.yaml"))
-            uri = tracking or (spec.get("tracking") or {}).get("uri")
+            uri = tracking or server((spec.get("tracking") or {}).get("uri"))
         except (FileError, KeyError, TypeError, AttributeError, yaml.YAMLError):
             raise NotReadyError(f"{run} doesn't say which run of MLflow it was: run the pipeline again") from None
+        if is_pending(run_id):
+            raise NotReadyError(f"MLflow was away while {run} ran: any `distill` command on it sends what was kept")
         return uri or local_uri(home_of(workdir)), run_id
     if not _RUN_ID.fullmatch(run):
         raise NotReadyError(f"{run} is neither the id of an MLflow run nor the workdir of a pipeline that was run")
-    uri = tracking or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = server(tracking)
     here = [local_uri(Folder(home)) for home in ("runs", ".") if Folder(home).exists("mlflow.db")]
     if not uri and not here:
         raise NotReadyError(

@@ -1,21 +1,20 @@
 """What all stages of one run share: the session, the tracker, the ledger, the terminal; and how a stage ends."""
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from cluster.errors import LeaseError
-from cluster.files import Folder, digest, fetch
+from cluster.files import Folder, digest
 from cluster.lease import Hold
 from cluster.meter import Usage
 from cluster.session import Session
-from cluster.tracking import Run, Status, Tracker, flatten
+from cluster.tracking import Run, Status, Tracker, flatten, owes
+from cluster.tracking_server import server
 from distill_jobs.console import Advance, Console
 from distill_jobs.costs.budget import Spending
 from distill_jobs.costs.ledger import Entry, Kind, Ledger, unfinished
@@ -31,7 +30,8 @@ from distill_jobs.words import size
 
 Made = dict[str, Any]
 Work = Callable[[Advance], tuple[Made, Usage]]
-RUNS = "tracking.json"
+# Seconds for which a server that takes nothing is waited for at the end, and after a signal, when little time is left.
+_PATIENCE, _KILLED_PATIENCE = 10.0, 3.0
 _LOADER = "distill_jobs.models.serving:load"
 _PACKAGES = ("distill-jobs", "torch", "transformers")
 
@@ -58,6 +58,7 @@ class Context:
         self._runs: dict[str, Run] = {}
         self._accelerator: str | None = None
         self._attempt: tuple[str, Usage, float] = ("", Usage(), 0.0)
+        self._ended: Status = "FINISHED"
 
     def __enter__(self) -> Self:
         job, dead = os.environ.get(JOB, ""), os.environ.get(DEAD_LEASE, "")
@@ -69,14 +70,16 @@ class Context:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        ended = "FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED"
+        self._ended = "FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED"
         self.live.ended(error)
         # Whatever comes in between, a second signal for example: no actor stays behind, and no lease.
         with self._open:
             for run in self._runs.values():
-                run.end(ended)  # type: ignore[arg-type]
+                run.end(self._ended)
             if "parent" in self.__dict__:
-                self.parent.end(ended)  # type: ignore[arg-type]
+                self.parent.end(self._ended)
+            elif kind is None and owes(self.workdir):
+                self.tracker.outbox.start()
         if self._lease.lost:
             raise LeaseError(self._lease.lost)
 
@@ -107,20 +110,28 @@ class Context:
         return home_of(self.workdir)
 
     @cached_property
+    def tracker(self) -> Tracker:
+        """MLflow's experiment, with what an earlier command has left to be sent."""
+        spec = self.job.tracking
+        tracker = Tracker(server(spec.uri), spec.experiment or self.job.name, self.home, self.workdir)
+        self._open.callback(self._leave, tracker)
+        return tracker
+
+    def _leave(self, tracker: Tracker) -> None:
+        killed = self._ended == "KILLED"
+        if told := tracker.close(_KILLED_PATIENCE if killed else _PATIENCE, uploads=not killed):
+            self.console.say(f"{told}; the next `distill` command on this workdir, or `distill report SPEC`, sends it")
+
+    @cached_property
     def parent(self) -> Run:
         """The pipeline's run in MLflow; the one of an earlier call is gone on with."""
-        spec = self.job.tracking
-        tracker = Tracker(spec.uri, spec.experiment or self.job.name, self.home)
         params = self.job.model_dump(mode="json", exclude_none=True)
-        run = tracker.parent(self.job.name, params, {"distill.task": self.job.task}, self._known("pipeline"))
-        self._remember("pipeline", run.run_id)
-        return run
+        return self.tracker.parent(self.job.name, params, {"distill.task": self.job.task})
 
     def tracked(self, name: str) -> Run:
         """The nested run of a stage or arm."""
         if name not in self._runs:
-            self._runs[name] = self.parent.child(name, {"distill.stage": name}, self._known(name))
-            self._remember(name, self._runs[name].run_id)
+            self._runs[name] = self.parent.child(name, {"distill.stage": name})
         return self._runs[name]
 
     def do(self, stage: str, folder: Folder, work: Work, model: Folder | None = None) -> bool:
@@ -197,36 +208,18 @@ class Context:
         run.tags({"distill.digest": record.digest})
         run.metrics({**cost_metrics(entry), **_numbers(record.made)})
         if model is not None and self.job.tracking.log_models:
-            self._log_model(run, model, record.stage.split("/")[0])
+            kind = record.stage.split("/")[0]
+            parameters = {"max_new_tokens": 32} if self.job.task == "causal_lm" else {}
+            name = f"{self.job.name}-{kind}"
+            place = model.uri.removeprefix(self.workdir.uri).strip("/")
+            run.model(place, kind, name, loader=_LOADER, packages=_PACKAGES, parameters=parameters)
         self.end(record.stage, "FINISHED")
         self.console.finished(record.stage, usage, entry.usd, _note(record.made))
-
-    def _log_model(self, run: Run, model: Folder, kind: str) -> None:
-        parameters = {"max_new_tokens": 32} if self.job.task == "causal_lm" else {}
-        with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-            here = model.path() if model.is_local else Path(scratch)
-            if not model.is_local:
-                fetch(model, here)
-            name = f"{self.job.name}-{kind}"
-            run.model(here, kind, name, loader=_LOADER, packages=_PACKAGES, parameters=parameters)
 
     def end(self, name: str, status: Status) -> None:
         """Close a nested run."""
         self.tracked(name).end(status)
         self._runs.pop(name, None)
-
-    def _known(self, name: str) -> str | None:
-        if not self.workdir.exists(RUNS):
-            return None
-        known = self.workdir.read_json(RUNS).get(name)
-        return str(known) if known else None
-
-    def _remember(self, name: str, run_id: str | None) -> None:
-        known = self.workdir.read_json(RUNS) if self.workdir.exists(RUNS) else {}
-        if run_id and known.get(name) != run_id:
-            # Another pipeline run: its nested runs are others, too.
-            known = {**({} if name == "pipeline" else known), name: run_id}
-            self.workdir.write_json(RUNS, known)
 
 
 def home_of(workdir: Folder) -> Folder:

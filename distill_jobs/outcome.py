@@ -1,10 +1,10 @@
 """What came of a pipeline: the lines at the end of a run, and the numbers in MLflow."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from cluster.tracking import open_command
+from cluster.logged import without_login
+from cluster.tracking_server import open_command, server
 from distill_jobs.advising import print_verdict
 from distill_jobs.audit.evaluate import EVALUATION
 from distill_jobs.audit.findings import AUDIT, lines
@@ -75,13 +75,9 @@ def log_outcome(context: Context) -> None:
         context.tracked(entry.stage).metrics(cost_metrics(entry))
     for name in dict.fromkeys([*evaluation["models"], *(entry.stage for entry in entered)]):
         context.tracked(name).end("FINISHED")
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in _ARTIFACTS:
-            if workdir.exists(name):
-                path = Path(scratch) / name
-                path.parent.mkdir(exist_ok=True)
-                path.write_bytes(workdir.read(name))
-                context.parent.artifact(path, name.rpartition("/")[0])
+    for name in _ARTIFACTS:
+        if workdir.exists(name):
+            context.parent.artifact(name, name.rpartition("/")[0])
 
 
 def print_summary(context: Context) -> None:
@@ -106,14 +102,14 @@ def print_summary(context: Context) -> None:
         if kept is not None:
             console.say(f"kept:    {sentence(kept)}")
         places = [f"store:   {workdir}/store, {size(manifest['bytes'])} for {manifest['tokens']:,} positions"]
-    uri = context.job.tracking.uri
+    uri = server(context.job.tracking.uri)
     total = context.ledger.totals()
     measured = f", {percent(total.kwh_measured / total.kwh, 0)} of it measured" if total.kwh_measured else ""
     told = f"{significant(total.kwh)} kWh, {significant(total.kg_co2e)} kg CO2e"
     console.say(f"energy:  {told}{measured or ', all of it estimated'}")
     places += [
         f"report:  {workdir}/report.html{_FETCH if not workdir.is_local else ''}",
-        f"MLflow:  {uri or f'{context.home}/mlflow.db'}",
+        f"MLflow:  {without_login(uri) if uri else f'{context.home}/mlflow.db'}",
         f"open it: {open_command(uri, context.home)}",
     ]
     for place in places:

@@ -4,13 +4,11 @@ The trials are scored on the validation split, which they also stop early by. Th
 run tune/best.yaml`` trains the winner with all seeds and evaluates it there.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from cluster.errors import FileError
@@ -293,12 +291,9 @@ class Tuning:
 
     def _log_files(self) -> None:
         run = self.context.tracked("tune")
-        with tempfile.TemporaryDirectory() as scratch:
-            for name in (TRIALS, IMPORTANCE, SURFACE, PICTURE, BEST):
-                if (data := self.folder.find(name)) is not None:
-                    path = Path(scratch) / name
-                    path.write_bytes(data)
-                    run.artifact(path)
+        for name in (TRIALS, IMPORTANCE, SURFACE, PICTURE, BEST):
+            if self.folder.exists(name):
+                run.artifact(f"{FOLDER}/{name}")
 
 
 def _check(context: Context, space: Space) -> None:

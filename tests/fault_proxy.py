@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(answer.status, headers, data[: len(data) // 2] if fault == "cut" else data)
         self.close_connection = self.close_connection or fault == "cut"
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = any_method
+    do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = do_HEAD = any_method
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":

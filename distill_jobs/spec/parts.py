@@ -1,14 +1,17 @@
 """The parts of a job spec, in the order in which a job meets them. Imports neither torch nor ray."""
 
+import re
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from distill_jobs.errors import SpecError
 from distill_jobs.spec.base import OneOf, Part, Positive, Share
 from distill_jobs.spec.costs import TeacherCost
 from distill_jobs.spec.model import Lora, Model
 from distill_jobs.spec.train import Train
 
+_LOGIN = re.compile(r"://[^/@\s]+@|[?&](password|passwd|token|user(name)?)=", re.I)
 Paths = str | tuple[str, ...]
 
 
@@ -142,11 +145,22 @@ class Evaluate(Part):
 
 
 class Tracking(Part):
-    """The MLflow server; without ``uri`` a SQLite database and an artifact folder beside the workdir."""
+    """The MLflow server; without ``uri`` the one of ``MLFLOW_TRACKING_URI``, else a database beside the workdir."""
 
     uri: str | None = None
     experiment: str | None = None
     log_models: bool = True
+
+    @field_validator("uri")
+    @classmethod
+    def _without_login(cls, uri: str | None) -> str | None:
+        if uri is not None and _LOGIN.search(uri):
+            # An error of our own: the usual one would show what it has found.
+            raise SpecError(
+                "tracking.uri holds a login, and specs are stored: leave it out, and set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or all of the address as MLFLOW_TRACKING_URI"
+            )
+        return uri
 
 
 class Cluster(Part):

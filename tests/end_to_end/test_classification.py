@@ -140,6 +140,7 @@ def test_mlflow_holds_runs_costs_and_usable_models(job: tuple[Path, Path, str], 
                 assert runs[entry["stage"]].data.metrics[f"cost/{name}"] == pytest.approx(entry[name])
     mlflow.set_tracking_uri(uri)
     model = mlflow.pyfunc.load_model("models:/digits-student/1")
+    mlflow.set_tracking_uri(None)  # also takes it out of the environment, which other commands inherit
     rows: pd.DataFrame = pq.read_table(digits).to_pandas().head(40)
     predicted = model.predict(rows)
     assert (predicted["prediction"].astype(str) == rows["digit"].astype(str)).mean() > 0.5

@@ -88,6 +88,7 @@ def test_totals_agree_with_mlflow(context: Context, database: str, tmp_path: Pat
     do(context, 7.0)
     context.parent.metrics({"cost/usd": context.ledger.totals().usd, "cost/kwh": context.ledger.totals().kwh})
     context.parent.end()
+    context.tracker.outbox.drain(10.0)
     client = mlflow.MlflowClient(tracking_uri=database)
     experiment = client.get_experiment_by_name(tmp_path.name)
     runs = {run.info.run_name: run.data.metrics for run in client.search_runs([experiment.experiment_id])}

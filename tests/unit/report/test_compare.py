@@ -112,9 +112,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 @pytest.fixture(scope="module")
 def logged(home: Folder) -> Callable[[str, float], Run]:
     """Logs a pipeline as one that has ended does, and leaves its workdir."""
-    tracker = Tracker(None, "compared", home)
 
     def log(name: str, alpha: float) -> Run:
+        tracker = Tracker(None, "compared", home, home / name)
         parent = tracker.parent("census", {"distill": {"alpha": alpha}}, {"distill.task": "classification"})
         for stage, usd in LOGGED.items():
             run = parent.child(stage, {"distill.stage": stage})
@@ -128,7 +128,7 @@ def logged(home: Folder) -> Callable[[str, float], Run]:
         parent.metrics(intervals_of(audit()))
         parent.tags(tags_of(verdict(), audit()))
         parent.end()
-        (home / name).write_json("tracking.json", {"pipeline": parent.run_id})
+        assert not tracker.close(10.0)
         (home / name).write("spec.yaml", yaml.safe_dump({"name": "census", "tracking": {"uri": None}}).encode())
         return parent
 
@@ -175,7 +175,8 @@ def test_what_a_run_lacks_is_left_out() -> None:
 
 
 def test_the_outcome_goes_to_mlflow(home: Folder, tmp_path: Path) -> None:
-    tracker = Tracker(None, "outcome", home)
+    workdir = reckoned(finished(tmp_path, seeds=(0,)))
+    tracker = Tracker(None, "outcome", home, workdir)
     parent = tracker.parent("adult", {}, {"distill.task": "classification"})
     runs: dict[str, Run] = {}
 
@@ -184,14 +185,16 @@ def test_the_outcome_goes_to_mlflow(home: Folder, tmp_path: Path) -> None:
             runs[name] = parent.child(name, {"distill.stage": name})
         return runs[name]
 
+    tracked("student/0")
+    tracker.outbox.drain(10.0)
     tracker.client.create_registered_model("adult-student")
     tracker.client.create_model_version("adult-student", str(tmp_path), run_id=tracked("student/0").run_id)
-    workdir = reckoned(finished(tmp_path, seeds=(0,)))
     workdir.write("report.html", b"page")
     job: Any = SimpleNamespace(distill=SimpleNamespace(soft_labels="store"))
     context: Any = SimpleNamespace(workdir=workdir, job=job, parent=parent, tracked=tracked, ledger=Ledger(workdir))
     log_outcome(context)
     parent.end()
+    assert not tracker.close(10.0)
     version = tracker.client.get_model_version("adult-student", "1")
     assert version.tags["distill.verdict"] == "train the student alone"
     assert version.tags["distill.audit"] == "1 inherited, 1 amplified, 1 no gap shown"

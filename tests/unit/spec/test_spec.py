@@ -112,3 +112,15 @@ def test_yaml_can_run_no_code(tmp_path: Path) -> None:
     path.write_text("a: !!python/object/apply:os.system ['true']")
     with pytest.raises(SpecError, match="not valid YAML"):
         load_job(path)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://me:hunter2@tracker:5000", "https://hunter2@tracker", "postgresql://host/db?user=me&password=hunter2"],
+)
+def test_a_login_in_the_tracking_address_is_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(SpecError, match=r"tracking\.uri holds a login, and specs are stored") as caught:
+        parse_job(tree(tracking={"uri": uri}))
+    assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
+    for fine in ("http://tracker:5000", "sqlite:////data/a@b/mlflow.db", None):
+        assert parse_job(tree(tracking={"uri": fine})).tracking.uri == fine
