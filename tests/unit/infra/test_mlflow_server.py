@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,30 +37,30 @@ def free_port() -> int:
 
 
 @contextmanager
-def postgres(folder: Path, password: str) -> Iterator[int]:
-    """A PostgreSQL of Debian's package, with one user, mlflow, who needs the password."""
+def postgres(password: str) -> Iterator[int]:
+    """A PostgreSQL of Debian's package, with one user, mlflow, who needs the password: its port."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not found or shutil.which("runuser") is None or os.getuid() != 0:
-        pytest.skip("this machine has no PostgreSQL that a test may start")
-    programs, port = found[-1], free_port()
-    folder.mkdir()
-    (folder / "password").write_text(password)
+    if not found or os.getuid() != 0:
+        pytest.skip("this machine has no PostgreSQL that a test may start as its own user")
+    # Not below pytest's own folder, into which nobody else may look.
+    programs, port, folder = found[-1], free_port(), tempfile.mkdtemp()
+    (Path(folder) / "password").write_text(password)
     shutil.chown(folder, "postgres")
-    os.chmod(folder.parent, 0o755)
 
-    def as_postgres(*command: str) -> None:
-        subprocess.run(["runuser", "-u", "postgres", "--", *command], check=True, capture_output=True, timeout=120)
+    def do(program: str, *options: str, **settings: Any) -> None:
+        command = [str(programs / program), *options]
+        subprocess.run(command, check=True, cwd=folder, timeout=120, stdout=subprocess.DEVNULL, **settings)
 
-    data, secret = f"{folder}/data", f"--pwfile={folder}/password"
-    as_postgres(f"{programs}/initdb", "-D", data, "-U", "mlflow", "-A", "scram-sha-256", secret)
+    do("initdb", "-D", "data", "-U", "mlflow", "-A", "scram-sha-256", "--pwfile=password", user="postgres")
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    as_postgres(f"{programs}/pg_ctl", "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
     try:
-        made = [f"{programs}/createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow"]
-        subprocess.run(made, check=True, env=os.environ | {"PGPASSWORD": password})
+        do("pg_ctl", "-D", "data", "-o", options, "-l", "log", "-w", "start", user="postgres")
+        login = os.environ | {"PGPASSWORD": password}
+        do("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow", env=login)
         yield port
     finally:
-        as_postgres(f"{programs}/pg_ctl", "-D", data, "-m", "fast", "-w", "stop")
+        do("pg_ctl", "-D", "data", "-m", "fast", "-w", "stop", user="postgres")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def status(url: str, login: str | None = None, host: str | None = None) -> int:
@@ -113,7 +114,7 @@ def test_records_go_to_postgresql_and_artifacts_to_s3_behind_logins(tmp_path: Pa
     secrets, storage = tmp_path / "secrets", os.environ["AWS_ENDPOINT_URL"]
     assert run("bash", str(MLFLOW / "secrets.sh"), str(secrets)).returncode == 0
     password = (secrets / "admin_password").read_text()
-    with postgres(tmp_path / "postgres", (secrets / "postgres_password").read_text()) as port:
+    with postgres((secrets / "postgres_password").read_text()) as port:
         settings = {"PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": "mlflow", "PGDATABASE": "mlflow"}
         settings |= {"MLFLOW_S3_ENDPOINT_URL": storage, "AWS_DEFAULT_REGION": "us-east-1"}
         settings |= {"ARTIFACTS": "s3://tracked/artifacts", "MLFLOW_SERVER_ALLOWED_HOSTS": "127.0.0.1:*"}
