@@ -17,10 +17,10 @@ NODES = ROOT / "tests/end_to_end/slurm_cluster.sh"
 # A node where everything answers at once. The Ray of each step runs until scancel ends it, as in a job.
 STAND_INS = {
     "scontrol": 'if [ "$1" = show ]; then echo n1; else echo "$@" >>"$HERE/requeued"; fi',
-    "srun": 'while [ "$1" != bash ]; do shift; done; exec "$@"',
+    "srun": 'while [ "$1" != bash ]; do shift; done; echo $$ >"$HERE/step.pid"; exec "$@"',
     "ray": 'echo "$@" >>"$HERE/started"; mkdir -p "$DIR/ray"; echo $$ >"$HERE/ray.pid"\n'
     'echo 10.0.0.1:6379 >"$DIR/ray/ray_current_cluster"; ls -l "$RAY_AUTH_TOKEN_PATH" >"$HERE/token"; exec sleep 60',
-    "scancel": 'kill "$(cat "$HERE/ray.pid")"',
+    "scancel": 'kill "$(cat "$HERE/step.pid")" "$(cat "$HERE/ray.pid")"',
     "squeue": 'cat "$HERE/state"',
     "python3": 'if [ "$1" = -c ]; then echo 20001; fi',
     "distill": 'echo "$RAY_ADDRESS $RAY_AUTH_MODE $*" >"$HERE/ran"; trap "exit 130" TERM\n'
@@ -117,6 +117,21 @@ def test_it_runs_the_job_on_its_ray_and_gives_its_exit_code(job: dict[str, str],
 
     start({**job, "DISTILL_DO": "capture"}, "job.yaml").communicate(timeout=30)
     assert (tmp_path / "ran").read_text() == "10.0.0.1:6379 token capture job.yaml\n"
+
+
+def test_a_slow_start_of_ray_is_tried_again_and_a_failed_one_told_of(job: dict[str, str], tmp_path: Path) -> None:
+    ray = tmp_path / "bin/ray"
+    whole = ray.read_text()
+    slow = 'if [ ! -e "$HERE/once" ]; then touch "$HERE/once"; echo The node timed out during startup; exit 1; fi'
+    ray.write_text(whole.replace("#!/bin/bash\n", f"#!/bin/bash\n{slow}\n"))
+    running = start(job, "job.yaml")
+    _, told = running.communicate(timeout=30)
+    assert running.returncode == 5 and "Ray ended" not in told and left_behind(job) == []
+
+    ray.write_text("#!/bin/bash\necho no room for Ray\nexit 1\n")
+    running = start(job, "job.yaml")
+    _, told = running.communicate(timeout=30)
+    assert running.returncode == 1 and "Ray ended on localhost: no room for Ray" in told and "didn't start" in told
 
 
 @pytest.mark.parametrize(
