@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.power import Machine
 
@@ -110,7 +111,10 @@ class Mailbox:
     """The driver's side."""
 
     def __init__(self) -> None:
-        self._actor = ray.remote(_Box).options(num_cpus=0, max_pending_calls=10_000).remote()
+        # Beside the driver: on another node it would be lost with that, and no rank could join any more.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        box = ray.remote(_Box).options(num_cpus=0, max_pending_calls=10_000, scheduling_strategy=here)
+        self._actor = box.remote()
 
     def slot(self, gang: str) -> "Slot":
         """What a rank of ``gang`` gets to write to."""

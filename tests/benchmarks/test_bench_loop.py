@@ -6,6 +6,7 @@ and with one that reads when it is asked.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -64,19 +65,26 @@ class Asked(Ahead):
         return portion
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Iterator[Source]:
-    root = Folder(str(tmp_path))
-    store = make_store(root, 2, 64, LENGTH)
+@contextmanager
+def alone() -> Iterator[None]:
+    """This process as the only rank, on one thread."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
             patch.setenv(name, str(value))
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        yield store_source(store, root / "data", soft=True)
+        yield
         torch.set_num_threads(threads)
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Source]:
+    root = Folder(str(tmp_path))
+    store = make_store(root, 2, 64, LENGTH)
+    with alone():
+        yield store_source(store, root / "data", soft=True)
 
 
 def test_what_the_loop_adds_to_a_step(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
