@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 
 from cluster.errors import ClusterError, FileError, one_line
 from cluster.files import Folder
+from cluster.metrics import Publisher
 from cluster.standing import STANDING
 from distill_jobs.errors import DistillError
 from distill_jobs.progress import Progress
@@ -59,6 +60,7 @@ class Live:
         self._name, self._workdir, self._usd, self._budget, self._expected = name, workdir, usd, budget, expected
         self._every = _EVERY_SECONDS if workdir.is_local else _EVERY_SECONDS_REMOTE
         self._progress: Progress | None = None
+        self._publisher, self._rows = Publisher(name), 0.0
         self._state: State = "running"
         self._why: str | None = None
         self._earlier: dict[str, int] = {}
@@ -85,6 +87,7 @@ class Live:
         """A stage has begun, of which ``progress`` tells; or, with None, it has come to its end."""
         self._progress = progress
         STANDING.stage = progress.stage if progress else ""
+        self._rows = 0.0
         self._wake.set()
 
     def ended(self, error: BaseException | None) -> None:
@@ -92,6 +95,8 @@ class Live:
         with self._lock:
             self._state = "finished" if error is None else "stopped" if _is_stop(error) else "failed"
             self._why = None if error is None or _is_stop(error) else _sentence(error)
+        STANDING.stage, STANDING.waiting = "", None
+        self._publisher.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -99,7 +104,6 @@ class Live:
         """Write for the last time; waits for that, but not long."""
         if self._state in ("running", "waiting"):
             self.ended(error)
-        STANDING.stage, STANDING.waiting = "", None
         self._closed = True
         self._wake.set()
         if self._thread is not None:
@@ -155,11 +159,28 @@ class Live:
         names = list(expected)
         return ends + sum(expected[name] for name in names[names.index(stage) + 1 :])
 
+    def _show(self) -> None:
+        """Tell the metrics what this knows."""
+        progress, stage = self._progress, STANDING.stage
+        STANDING.show("usd", self._usd())
+        if self._budget is not None:
+            STANDING.show("budget_usd", self._budget)
+        if progress is None or progress.stage != stage or progress.found is None:
+            return
+        STANDING.show("done", progress.done)
+        STANDING.show("total", progress.total)
+        if _UNITS.get(stage) == "rows":
+            rows = progress.done - progress.found
+            STANDING.add("rows", max(0.0, rows - self._rows))
+            self._rows = rows
+
     def _run(self) -> None:
         while True:
             self._wake.clear()
             last = self._closed
             began = time.monotonic()
+            self._show()
+            self._publisher.publish()
             try:
                 self._workdir.write_json(LIVE, self.page())
             except Exception as error:

@@ -18,6 +18,7 @@ class Progress:
     Attributes:
         began: when it began.
         done, total: in the stage's own unit; ``total`` is 0 until it is known.
+        found: what was done already when it began; None until that is known.
         note: a few words beside the numbers.
     """
 
@@ -25,6 +26,7 @@ class Progress:
         self.stage, self.expected, self._clock = stage, expected, clock
         self.began = clock()
         self.done = self.total = 0.0
+        self.found: float | None = None
         self.note = "starting"
         # What an earlier run had done says nothing of this one's pace: the first look is where it begins.
         self._looks: deque[tuple[float, float]] = deque(maxlen=_LOOKS)
@@ -36,6 +38,7 @@ class Progress:
             self._looks.clear()  # begun again, from what was last saved
         if not self._looks or now - self._looks[-1][0] >= _LOOK_SECONDS:
             self._looks.append((now, done))
+        self.found = done if self.found is None else self.found
         self.done, self.total, self.note = done, total, note
 
     @property
