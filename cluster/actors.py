@@ -1,6 +1,7 @@
 """Ray's actors as a place where shards are worked on: what runs inside of each, and how the driver hears of it."""
 
 import contextlib
+import logging
 import os
 import queue
 import signal
@@ -18,11 +19,12 @@ import ray
 from ray._private.state import state as ray_state  # Ray has no public word of draining nodes; its Train reads this too
 from ray.exceptions import RayActorError, RayError
 
-from cluster import notice
+from cluster import logs, notice
 from cluster.backend import Draining, Ended, Event, Lost, Placed, Ready, Told
 from cluster.errors import ClusterError, ShardError, one_line
 from cluster.mailbox import Mail, Slot
 from cluster.meter import cpu_seconds
+from cluster.pool import named
 from cluster.power import Gauge, Machine
 from cluster.session import Need, Session
 from cluster.standing import STANDING
@@ -34,6 +36,10 @@ Fatal = tuple[type[Exception], ...]
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 _MAIL_SECONDS, _DRAIN_SECONDS = 1.0, 2.0
 _NOTICE = "notice"
+# Of what a worker returns of a shard, the numbers that its log line has, where they are among it.
+_COUNTED = ("rows", "tokens", "bytes", "quarantined")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,16 @@ class _Actor:
     """What runs in an actor's process: the worker in a thread of its own, beside one that hears that it has to go."""
 
     def __init__(
-        self, make: Callable[[], Worker], cpus: float, gpus: float, fatal: Fatal, slot: Slot, number: int
+        self,
+        make: Callable[[], Worker],
+        cpus: float,
+        gpus: float,
+        fatal: Fatal,
+        slot: Slot,
+        number: int,
+        carried: Mapping[str, Any],
     ) -> None:
+        logs.adopt(carried)
         self.make, self.fatal, self.slot, self.number = make, fatal, slot, number
         self.threads, self.cpu = max(1, int(cpus)), 0.0
         self.gauge = Gauge(cpus, gpus)
@@ -85,12 +99,20 @@ class _Actor:
     def run(self, shard: Any) -> _Outcome:
         value, problem = None, None
         assert self.worker is not None, "no shard before hello"
+        logs.bind(shard=named(shard))
+        _log.info("shard begun")
+        began = time.perf_counter()
         try:
             if notice.leaving():
                 raise notice.HandBack
             value = self.worker.run(shard)
+            counts = {name: value[name] for name in _COUNTED if name in value} if isinstance(value, Mapping) else {}
+            _log.info("shard done", extra={"seconds": round(time.perf_counter() - began, 3), **counts})
         except Exception as error:
             problem = self._told(error)
+            handed = isinstance(error, notice.HandBack)
+            _log.log(logging.INFO if handed else logging.WARNING, "shard handed back" if handed else str(problem))
+        logs.bind(shard=None)
         before, self.cpu = self.cpu, cpu_seconds()
         burnt, self.burnt = self.burnt, self.gauge.read()
         joules = (self.burnt - burnt).joules
@@ -149,7 +171,9 @@ class RayActors:
         if crew.resources:
             options["resources"] = dict(crew.resources)
         slot = self._mailbox.slot(self._gang)
-        actor = self._made.options(**options).remote(self._makes[kind], crew.cpus, crew.gpus, self._fatal, slot, number)
+        actor = self._made.options(**options).remote(
+            self._makes[kind], crew.cpus, crew.gpus, self._fatal, slot, number, logs.carried()
+        )
         self._actors[number] = actor
         self._watch(self._on_placed, number, actor.place.remote())
         self._watch(self._on_ready, number, actor.hello.remote())

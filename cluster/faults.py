@@ -4,6 +4,7 @@ Every fault is one sentence. ``DISTILL_STORAGE_PATIENCE`` sets for how many seco
 """
 
 import errno
+import logging
 import os
 import random
 import re
@@ -18,6 +19,8 @@ from cluster.errors import ClusterError, FileError, TransientFileError
 from cluster.standing import STANDING
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS, _FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 0.2, 10.0
 _AGAIN = "run the same command again; what was committed stays valid"
@@ -84,7 +87,9 @@ def patiently(where: str, call: Callable[[], T]) -> T:
         try:
             with said(where):
                 found = call()
-        except TransientFileError:
+        except TransientFileError as error:
+            if end is None:
+                _log.warning("%s; it is waited out for %.0f s", error, patience())
             # Many actors that meet the same fault must not come back all at once.
             wait = pause * random.uniform(0.5, 1.5)
             # From the first fault on: what took long until then may do so again.
@@ -94,6 +99,7 @@ def patiently(where: str, call: Callable[[], T]) -> T:
         else:
             if end is not None:
                 STANDING.survived("storage_faults")
+                _log.info("%s answers again", where)
             return found
         time.sleep(wait)
         pause = min(2 * pause, _LONGEST_PAUSE)

@@ -5,31 +5,33 @@ it had come.
 """
 
 import contextlib
+import logging
 import math
 import shutil
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, Protocol
 
 import ray
 
+from cluster import logs
 from cluster.errors import ClusterError, GangError, Regroup, one_line
-from cluster.mailbox import Mailbox, Slot
+from cluster.follow import follow
+from cluster.mailbox import Slot
 from cluster.meter import Usage, cpu_seconds
 from cluster.power import Gauge
 from cluster.session import Session
 from cluster.standing import STANDING
 from cluster.story import Story, cause
 
-_POLL_SECONDS = 0.2
+_log = logging.getLogger(__name__)
 # A peer's death shows on the other ranks first, as a broken connection. They wait this long before they fail
 # themselves, so that Ray notices the death and the cause is reported rather than the symptom.
 _GRACE_SECONDS = 2.0
-_TELL_SECONDS, _LEAVE_SECONDS = 1.0, 60.0
 
 Fatal = tuple[type[Exception], ...]
 
@@ -136,6 +138,7 @@ class _Task:
     gang: Gang
     slot: Slot
     fatal: Fatal
+    logs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_gang(
@@ -169,10 +172,10 @@ def run_gang(
     mailbox, name, spent = session.mailbox, uuid.uuid4().hex, session.spending()
     story = Story(started, gang.cpus, gang.gpus)
     folder = tempfile.mkdtemp(prefix="gang-")
-    task = _Task(fn, argument, gang, mailbox.slot(name), fatal)
+    task = _Task(fn, argument, gang, mailbox.slot(name), fatal, logs.carried())
     launch = _Launch(task, folder, name, session.embedded)
     try:
-        _follow(launch, mailbox, name, story, on_report, on_note, spent)
+        follow(launch, mailbox, name, story, on_report, on_note, spent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         held = story.usage(time.perf_counter())
@@ -233,61 +236,6 @@ class _Launch(threading.Thread):
         return value
 
 
-def _follow(
-    launch: _Launch,
-    mailbox: Mailbox,
-    name: str,
-    story: Story,
-    on_report: Callable[[dict[str, Any]], None],
-    on_note: Callable[[str], None],
-    spent: Callable[[Usage], None],
-) -> None:
-    """Hand on reports until the run ends; whatever interrupts this ends the run too.
-
-    Where ``spent`` raises, the ranks are asked to save what they have done first.
-    """
-    ranks: list[Any] = []
-    told = story.started
-
-    def deliver() -> None:
-        mail = mailbox.take(name)
-        story.take(mail, time.perf_counter())
-        ranks.extend(mail.ranks)
-        for kind, times in mail.survived.items():
-            STANDING.survived(kind, times)
-        for text in mail.notes:
-            on_note(text)
-        if mail.waits or mail.sizes:
-            STANDING.waiting = None if mail.sizes else mail.waits
-        for values in mail.reports:
-            on_report(values)
-
-    def tell(usage: Usage) -> None:
-        try:
-            spent(usage)
-        except Exception:
-            # Whoever stops the work for what it has used wants what is done by now to be kept.
-            mailbox.leave(name)
-            launch.join(_LEAVE_SECONDS)
-            raise
-
-    try:
-        while launch.is_alive():
-            launch.join(_POLL_SECONDS)
-            deliver()
-            now = time.perf_counter()
-            if now - told >= _TELL_SECONDS:
-                told = now
-                tell(story.usage(now))
-        deliver()
-    except BaseException:
-        mailbox.stop(name)
-        for handle in ranks + mailbox.take(name).ranks:
-            ray.kill(handle)
-        launch.join(30.0)
-        raise
-
-
 def _on_rank(config: dict[str, Any]) -> bytes | None:
     """What Ray Train calls on each rank. Rank 0 returns its value with the processor seconds of all ranks, pickled."""
     import torch
@@ -296,6 +244,8 @@ def _on_rank(config: dict[str, Any]) -> bytes | None:
 
     task: _Task = ray.cloudpickle.loads(config["task"])
     mine, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    logs.adopt(task.logs, rank=mine)
+    _log.info("rank %d of %d begins", mine, world)
     gauge = Gauge(task.gang.cpus, task.gang.gpus)
     burnt_before = gauge.read()
     if not task.slot.join(mine, world, gauge.machine):
@@ -309,6 +259,7 @@ def _on_rank(config: dict[str, Any]) -> bytes | None:
         raise
     except Exception as error:
         passed_on = error if isinstance(error, (ClusterError, *task.fatal)) else GangError(one_line(error))
+        _log.error("%s", passed_on)
         task.slot.fail(mine, passed_on)
         time.sleep(_GRACE_SECONDS if rank.world_size > 1 and passed_on is not error else 0.0)
         raise passed_on from None

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from cluster.meter import Usage
 from cluster.schedule import Schedule
@@ -86,3 +87,9 @@ class Tally:
         STANDING.show("shards_total", schedule.total)
         STANDING.show("actors", team.ready)
         STANDING.show("actors_starting", len(team.members) - team.ready)
+
+
+def named(shard: Any) -> str:
+    """A shard in a message: what it is, not too long."""
+    text = repr(shard)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -6,6 +6,7 @@ actors there are, and what it holds doesn't depend on how many shards.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
@@ -14,13 +15,15 @@ import numpy as np
 
 from cluster.backend import Backend, Draining, Ended, Lost, Placed, Ready, Told
 from cluster.errors import ResourceError, ShardError, TransientFileError
+from cluster.logs import TOLD
 from cluster.meter import Usage
 from cluster.notice import HandBack
-from cluster.pool import PoolReport, Progress, Tally
+from cluster.pool import PoolReport, Progress, Tally, named
 from cluster.schedule import Schedule
 from cluster.standing import STANDING
 from cluster.team import Crew, Member, Team
 
+_log = logging.getLogger(__name__)
 _PROGRESS_SECONDS = 1.0
 _LOOK_SECONDS = 5.0
 _PATIENCE_SECONDS = 600.0
@@ -197,10 +200,13 @@ class Supervisor:
             raise error
 
     def _retry(self, actor: int, cause: str, pause: float) -> None:
+        if (failed := self.schedule.shard_of(actor)) is not None:
+            name = named(self._shard(failed))
+            _log.warning("%s: shard %s has failed: %s", self.what, name, cause, extra={**TOLD, "shard": name})
         if (hopeless := self.schedule.fail(actor, self.now, pause)) is not None:
             shard, failures = hopeless
             raise ShardError(
-                f"{self.what}: shard {_name(self._shard(shard))} failed {failures} times, the last time because {cause}"
+                f"{self.what}: shard {named(self._shard(shard))} failed {failures} times, the last time because {cause}"
             )
 
     def _lost(self, event: Lost) -> None:
@@ -208,6 +214,7 @@ class Supervisor:
         if member is None:
             return
         self.lost += 1
+        _log.warning("%s: an actor is lost: %s", self.what, event.cause, extra=TOLD)
         if event.node_died and member.node is not None:
             self._tally.lost_nodes.add(member.node)
         self.team.remove(event.actor, self.now, failed=not member.ready)
@@ -274,8 +281,3 @@ class Supervisor:
     def _shard(self, number: int) -> Any:
         shard = self.shards[number]
         return shard.item() if isinstance(shard, np.generic) else shard
-
-
-def _name(shard: Any) -> str:
-    text = repr(shard)
-    return text if len(text) <= 80 else text[:77] + "..."

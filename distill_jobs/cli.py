@@ -210,9 +210,11 @@ def main() -> None:
 
 def told(call: Callable[[], object]) -> None:
     """Call, and exit with one sentence if it raises an error of ours."""
+    from cluster import logs
     from cluster.errors import ClusterError
     from distill_jobs.errors import DistillError
 
+    logs.configure()
     try:
         call()
     except (DistillError, ClusterError) as error:

@@ -1,5 +1,6 @@
 """What all stages of one run share: the session, the tracker, the ledger, the terminal; and how a stage ends."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +9,8 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
-from cluster.errors import LeaseError
+from cluster import logs
+from cluster.errors import LeaseError, one_line
 from cluster.files import Folder, digest
 from cluster.lease import Hold
 from cluster.meter import Usage
@@ -33,6 +35,7 @@ Work = Callable[[Advance], tuple[Made, Usage]]
 # Seconds for which a server that takes nothing is waited for at the end, and after a signal, when little time is left.
 _PATIENCE, _KILLED_PATIENCE = 10.0, 3.0
 _LOADER = "distill_jobs.models.serving:load"
+_log = logging.getLogger(__name__)
 _PACKAGES = ("distill-jobs", "torch", "transformers")
 
 
@@ -64,6 +67,7 @@ class Context:
         job, dead = os.environ.get(JOB, ""), os.environ.get(DEAD_LEASE, "")
         self._lease = self._open.enter_context(Hold(self.workdir, job, dead, self.console.say))
         self._open.enter_context(self.live)
+        logs.bind(pipeline=self.job.name, job=job or None)
         self.console.on_stage = self.live.follow
         return self
 
@@ -173,11 +177,18 @@ class Context:
         known = self.ledger.find(unfinished(stage))
         self._attempt = (stage, known.usage if known else Usage(), time.time())
         self.spending.begin(stage, self.ledger.spent(), beside)
+        logs.bind(stage=stage)
+        _log.info("stage begun", extra=logs.TOLD)
         try:
             yield self._attempt[1]
-        except BaseException:
+        except BaseException as error:
+            _log.error("stage ended by %s", one_line(error), extra=logs.TOLD)
             self._keep_unfinished(self.spending.usage)
             raise
+        else:
+            _log.info("stage done", extra={**logs.TOLD, "seconds": round(time.time() - self._attempt[2], 3)})
+        finally:
+            logs.bind(stage=None)
 
     def _keep_unfinished(self, used: Usage) -> None:
         stage, before, started = self._attempt

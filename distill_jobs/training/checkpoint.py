@@ -5,6 +5,7 @@ thread commits it when all ranks have written theirs.
 """
 
 import json
+import logging
 import threading
 import time
 import uuid
@@ -25,6 +26,8 @@ from distill_jobs.training.shelf import Record, Shelf
 _POLL_SECONDS, _PATIENCE_SECONDS = 0.1, 1800.0
 
 State = dict[str, Any]
+
+_log = logging.getLogger(__name__)
 
 
 class Errand(IntEnum):
@@ -189,6 +192,8 @@ class Keeper:
                     f"{record['step']} to {self.shelf.folder}: give all nodes the same workdir"
                 )
         self.shelf.commit({**record, "files": files})
+        about = {"step": record["step"], "seconds": round(time.monotonic() - begun, 3)}
+        _log.info("checkpoint saved", extra={**about, "folder": str(self.shelf.folder)})
         self.rank.kept()
         self.shelf.retain(self.spec.keep)
 

@@ -1,5 +1,6 @@
 """Gangs of two real ranks over gloo: what they report and return, and what is said when one of them fails."""
 
+import json
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ import pytest
 import ray
 import torch
 
+from cluster import logs
 from cluster.errors import GangError, NonFiniteError, ResourceError
 from cluster.gang import Gang, Rank, run_gang
 from cluster.session import Session
@@ -56,7 +58,11 @@ def wait_forever(rank: Rank, mark: Path) -> None:
     time.sleep(600)
 
 
-def test_reports_and_results(session: Session, capfd: pytest.CaptureFixture[str]) -> None:
+def test_reports_and_results(
+    session: Session, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_LOG", "json")
+    monkeypatch.setattr(logs, "_bound", {"stage": "talk"})
     before = set(Path(os.environ.get("TMPDIR", "/tmp")).glob("gang-*"))
     reports: list[dict[str, Any]] = []
     threads: set[str] = set()
@@ -78,6 +84,10 @@ def test_reports_and_results(session: Session, capfd: pytest.CaptureFixture[str]
     assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("gang-*")) <= before
     shown = capfd.readouterr()
     assert (shown.out, shown.err) == ("", "")
+    folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    lines = [line for path in folder.glob("worker-*.err") for line in path.read_text().splitlines()]
+    found = [json.loads(line) for line in lines if '"stage": "talk"' in line]
+    assert sorted((line["rank"], line["message"]) for line in found) == [(n, f"rank {n} of 2 begins") for n in (0, 1)]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A map over real Ray actors: they are killed, they raise, and every shard still comes back once or the reason does."""
 
+import json
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import ray
 
-from cluster import notice
+from cluster import logs, notice
 from cluster.errors import ClusterError, FileError, ResourceError, ShardError
 from cluster.session import Session
 from cluster.shards import Crew, PoolReport, map_shards
@@ -115,6 +116,20 @@ def test_what_actors_survive_is_counted_here(session: Session) -> None:
     before = Counter(STANDING.faults())
     collect(session, Surviving, [0, 1, 2, 3], 2)
     assert (Counter(STANDING.faults()) - before)["storage_faults"] == 6
+
+
+def test_actors_log_their_shards(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_LOG", "json")
+    monkeypatch.setattr(logs, "_bound", {"pipeline": "logged", "stage": "capture"})
+    collect(session, Square, [70], 1)
+    folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    lines = [line for path in folder.glob("worker-*.err") for line in path.read_text().splitlines()]
+    found = [json.loads(line) for line in lines if '"pipeline": "logged"' in line]
+    assert [line["message"] for line in found] == ["shard begun", "shard done"]
+    assert {(line["shard"], line["stage"], line["level"], line["rank"]) for line in found} == {
+        ("70", "capture", "INFO", None)
+    }
+    assert found[1]["seconds"] >= 0 and found[1]["pid"] and found[1]["node"]
 
 
 class Leaving:
