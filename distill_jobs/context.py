@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster import logs
-from cluster.errors import LeaseError, one_line
+from cluster.errors import LeaseError
 from cluster.files import Folder, digest
 from cluster.lease import Hold
 from cluster.meter import Usage
@@ -23,7 +23,7 @@ from distill_jobs.costs.ledger import Entry, Kind, Ledger, unfinished
 from distill_jobs.costs.ledger import metrics as cost_metrics
 from distill_jobs.costs.reckon import Reckoner
 from distill_jobs.inputs import inputs_of
-from distill_jobs.live import Live
+from distill_jobs.live import Live, sentence
 from distill_jobs.needs import needs_of
 from distill_jobs.shipping import DEAD_LEASE, JOB
 from distill_jobs.spec import Job
@@ -182,7 +182,10 @@ class Context:
         try:
             yield self._attempt[1]
         except BaseException as error:
-            _log.error("stage ended by %s", one_line(error), extra=logs.TOLD)
+            if isinstance(error, KeyboardInterrupt):
+                _log.info("stage stopped", extra=logs.TOLD)
+            else:
+                _log.error("stage failed: %s", sentence(error), extra=logs.TOLD)
             self._keep_unfinished(self.spending.usage)
             raise
         else:

@@ -94,7 +94,7 @@ class Live:
         """The work has ended, with an error or without."""
         with self._lock:
             self._state = "finished" if error is None else "stopped" if _is_stop(error) else "failed"
-            self._why = None if error is None or _is_stop(error) else _sentence(error)
+            self._why = None if error is None or _is_stop(error) else sentence(error)
         STANDING.stage, STANDING.waiting = "", None
         self._publisher.close()
 
@@ -179,9 +179,9 @@ class Live:
             self._wake.clear()
             last = self._closed
             began = time.monotonic()
-            self._show()
-            self._publisher.publish()
             try:
+                self._show()
+                self._publisher.publish()
                 self._workdir.write_json(LIVE, self.page())
             except Exception as error:
                 if not self._warned:
@@ -229,5 +229,6 @@ def _is_stop(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt | SystemExit)
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    """What to tell of an error: ours speak for themselves."""
     return str(error) if isinstance(error, (DistillError, ClusterError)) else one_line(error)
