@@ -18,6 +18,7 @@ from cluster.files import Folder
 from cluster.logged import flatten, key_for, one_line, tags_for, without_login
 from cluster.outbox import OUTBOX, Entry, Outbox
 from cluster.run_book import PIPELINE, RunBook, is_pending
+from cluster.standing import STANDING
 from cluster.tracking_server import experiment_of, local_uri, mlflow_quietly, refuses_login, unusable
 
 __all__ = ["Run", "Status", "Tracker", "flatten", "owes"]
@@ -169,6 +170,7 @@ class Tracker:
             self.away = self._warned = False
         elif not self._warned:
             self._warned = True
+            STANDING.survived("tracking_outages")
             _log.warning(
                 "MLflow at %s has stopped taking what is logged (%s); the work goes on, what is logged is kept in "
                 "%s/%s and sent when it answers",

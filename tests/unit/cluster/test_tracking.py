@@ -13,6 +13,7 @@ from cluster.errors import TrackingError
 from cluster.files import Folder
 from cluster.logged import flatten, key_for, tags_for
 from cluster.run_book import RUNS, is_pending
+from cluster.standing import STANDING
 from cluster.tracking import Run, Tracker
 from cluster.tracking_server import open_command, server
 
@@ -227,6 +228,13 @@ def test_a_workdir_of_before_is_gone_on_with(opened: Callable[[], Tracker]) -> N
     two.tracker.close(10.0)
     two.tracker.workdir.write(RUNS, b"[1")
     assert is_pending(opened().parent("older", {"alpha": 0.5}, {}).handle)
+
+
+def test_outages_are_counted(tracker: Tracker) -> None:
+    before = STANDING.faults().get("tracking_outages", 0)
+    for error in (ConnectionError("away"), ConnectionError("away still"), None, ConnectionError("away again"), None):
+        tracker._trouble(error)
+    assert STANDING.faults()["tracking_outages"] - before == 2
 
 
 def test_flattening() -> None:
