@@ -21,6 +21,11 @@ import json, os, subprocess, sys, time
 from pathlib import Path
 import ray
 
+@ray.remote(num_cpus=0.1)
+def open_files():
+    import resource
+    return resource.getrlimit(resource.RLIMIT_NOFILE)
+
 ray.init(logging_level="ERROR", log_to_driver=False)
 stranger = {{**os.environ, "RAY_AUTH_TOKEN": "0" * 64}}
 refused = subprocess.run([sys.executable, "-c", "import ray; ray.init()"], env=stranger, capture_output=True).returncode
@@ -29,6 +34,7 @@ found = {{
     "nodes": sorted(node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]),
     "resources": ray.cluster_resources(),
     "stranger_refused": refused != 0,
+    "open_files": ray.get(open_files.remote()),
 }}
 Path(f"found-{{os.environ['SLURM_JOB_ID']}}.json").write_text(json.dumps(found))
 while len(list(Path().glob("found-*.json"))) < int(os.environ.get("PROBE_WAITS_FOR", "1")) or Path("wait").exists():
@@ -89,6 +95,7 @@ def test_ray_spans_the_allocation_and_the_exit_code_is_the_jobs(slurm: Slurm, tm
     assert told["arguments"] == ["run", "job.yaml"] and told["nodes"] == ["n1", "n2"] and told["stranger_refused"]
     assert (told["resources"]["CPU"], told["resources"]["GPU"]) == (4, 2)
     assert told["resources"]["object_store_memory"] == 2 * 600 * 2**20
+    assert told["open_files"][0] == min(told["open_files"][1], 65536)
     assert slurm.leftovers() == [], log
     assert "Ray ended" not in log
 

@@ -23,7 +23,7 @@ STAND_INS = {
     "scancel": 'kill "$(cat "$HERE/step.pid")" "$(cat "$HERE/ray.pid")"',
     "squeue": 'cat "$HERE/state"',
     "python3": 'if [ "$1" = -c ]; then echo 20001; fi',
-    "distill": 'echo "$RAY_ADDRESS $RAY_AUTH_MODE $*" >"$HERE/ran"; trap "exit 130" TERM\n'
+    "distill": 'trap "exit 130" TERM; echo "$RAY_ADDRESS $RAY_AUTH_MODE $*" >"$HERE/ran"\n'
     'while [ -e "$HERE/long" ]; do sleep 0.1; done; exit 5',
 }
 
@@ -152,7 +152,6 @@ def test_a_warned_job_is_queued_again_and_a_cancelled_one_is_not(
     end = time.monotonic() + 30
     while not (tmp_path / "ran").exists() and time.monotonic() < end:
         time.sleep(0.05)
-    time.sleep(0.2)
     running.send_signal(number)
     _, told = running.communicate(timeout=30)
     assert running.returncode == 130, told
