@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "helm": {"install", "repo", "uninstall"},
     "kind": {"create", "delete", "load"},
     "kubectl": {"apply", "create", "delete", "get", "logs", "port-forward"},
+    "prometheus": set(),
     "ray": {"up", "down", "get-auth-token", "dashboard"},
     "sbatch": set(),
     "scancel": set(),

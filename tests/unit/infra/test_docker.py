@@ -150,6 +150,7 @@ def build_wheel(folder, settings=None, metadata=None):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_install_script_leaves_development_out_and_refuses_what_is_not_pinned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +181,16 @@ def test_the_install_script_leaves_development_out_and_refuses_what_is_not_pinne
     assert code == 0, said
     assert {"torch==1.0", "runs==1.0", "brought==3.0", "distill-jobs==0.1"} <= there
     assert not any(one.startswith("develops") for one in there)
+
+    lock = (tmp_path / "requirements.lock").read_text()
+    done = run("bash", "-c", f"cd {tmp_path} && {INSTALL} project {tmp_path}/venv{len(lock)}")
+    assert done.returncode == 0, done.stderr
+    assert run(f"{tmp_path}/venv{len(lock)}/bin/python", "-c", "import pip").returncode == 1
+
+    done = run("bash", "-c", f"cd {tmp_path} && {INSTALL} these {tmp_path}/other develops")
+    assert done.returncode == 0, done.stderr
+    packages = tmp_path / "other" / "lib" / "python3.11" / "site-packages"
+    assert {path.name for path in packages.glob("*.dist-info")} == {"develops-1.0.dist-info", "setuptools-99.dist-info"}
 
     code, said, _ = install("develops==1.0\nruns==1.0\ntorch==1.0\nsetuptools==99\n")
     assert code == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from commands import command_complaints
 from kustomizations import kustomization_complaints
 from manifests import Document, pods, policy_complaints, render, schema_complaints, written
@@ -213,6 +214,19 @@ def test_ray_is_told_of_a_pods_end_while_there_is_time(folder: Path) -> None:
         assert hasattr(ray_constants, name)
         [seconds] = [int(one["value"]) for one in container["env"] if one["name"] == name]
         assert 10 <= pod["terminationGracePeriodSeconds"] - seconds < seconds
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=ids)
+def test_prometheus_finds_every_ray_pod_and_may_come_in(folder: Path) -> None:
+    documents = render(folder)
+    [monitored] = yaml.safe_load((INFRA / "grafana" / "podmonitor.yaml").read_text())["spec"]["podMetricsEndpoints"]
+    [spec] = clusters(documents)
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        ports = {port["name"]: port["containerPort"] for port in group["template"]["spec"]["containers"][0]["ports"]}
+        assert str(ports[monitored["port"]]) == group["rayStartParams"]["metrics-export-port"]
+        policies = [one["spec"] for one in documents if one["kind"] == "NetworkPolicy"]
+        let_in = {port["port"] for policy in policies for rule in policy["ingress"] for port in rule.get("ports", [])}
+        assert ports[monitored["port"]] in let_in
 
 
 @pytest.mark.parametrize("folder", CLOUD, ids=ids)

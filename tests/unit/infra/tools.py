@@ -21,4 +21,4 @@ def tool(name: str) -> str:
 
 
 def run(*command: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=240, check=False)
