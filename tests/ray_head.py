@@ -43,7 +43,12 @@ def ray_head(cpus: int = 2, **env: str) -> Iterator[Head]:
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
         command = [RAY, "start", "--head", "--block", f"--port={port}", f"--num-cpus={cpus}", "--num-gpus=0"]
         command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
-        command += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--disable-usage-stats"]
+        command += [
+            f"--ray-client-server-port={free_port()}",
+            "--node-ip-address=127.0.0.1",
+            f"--temp-dir={folder}",
+            "--disable-usage-stats",
+        ]
         with Path(folder, "start.log").open("w") as log:
             running = subprocess.Popen(
                 [*map(str, command), f"--dashboard-agent-listen-port={free_port()}"],
