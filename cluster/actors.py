@@ -26,7 +26,8 @@ from cluster.mailbox import Mail, Slot
 from cluster.meter import cpu_seconds
 from cluster.pool import named
 from cluster.power import Gauge, Machine
-from cluster.session import Need, Session
+from cluster.room import Need
+from cluster.session import Session
 from cluster.standing import STANDING
 from cluster.team import Crew, Worker
 

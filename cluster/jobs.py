@@ -139,6 +139,14 @@ class Jobs:
             found = [_job(each) for each in self._client.list_jobs() if each.submission_id]
         return sorted(found, key=lambda job: job.started or 0.0, reverse=True)
 
+    def nodes(self) -> list[Mapping[str, float]]:
+        """What each node has in all, by Ray's names."""
+        with self._told():
+            answer = self._client._do_request("GET", "/api/v0/nodes")  # the client has no method for nodes
+            answer.raise_for_status()
+            found = answer.json()["data"]["result"]["result"]
+        return [dict(node["resources_total"]) for node in found if node["state"] == "ALIVE"]
+
     def logs(self, job_id: str) -> str:
         """All that the job has printed so far."""
         with self._told(job_id):

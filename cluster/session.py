@@ -21,6 +21,7 @@ from ray.experimental import internal_kv
 from cluster.errors import ResourceError, one_line
 from cluster.mailbox import Mailbox
 from cluster.meter import Usage
+from cluster.room import ACCELERATOR, Need, lacking, room
 
 # Ray's own chatter and side services that a job never reads, and Ray Train's pace: it looks at its workers every
 # 2 seconds by default, which would be most of a short run. A user's own setting of any of them wins.
@@ -36,11 +37,6 @@ _SETTINGS = {
 }
 
 _KNOCK_SECONDS = 10.0
-_ACCELERATOR = "accelerator_type:"
-_REMEDY = "ask for fewer, or use a larger cluster"
-
-# So many workers, and what each of them holds by Ray's names.
-Need = tuple[int, Mapping[str, float]]
 
 
 class Session:
@@ -121,8 +117,8 @@ class Session:
 
     def accelerator(self) -> str | None:
         """Ray's name for the cluster's accelerator, such as ``H100``; the first by name where there are several."""
-        found = (name for name in self.resources() if name.startswith(_ACCELERATOR))
-        return min((name.removeprefix(_ACCELERATOR) for name in found), default=None)
+        found = (name for name in self.resources() if name.startswith(ACCELERATOR))
+        return min((name.removeprefix(ACCELERATOR) for name in found), default=None)
 
     @property
     def grows(self) -> bool:
@@ -141,23 +137,14 @@ class Session:
 
     def lacks(self, needs: Sequence[Need]) -> str | None:
         """Why the whole cluster, were it idle, has no room for all workers together; None when it has."""
-        have = self.resources()
-        for unit in dict.fromkeys(name for _, held in needs for name in held):
-            wants = [(count, held[unit]) for count, held in needs if count and held.get(unit)]
-            total = sum(count * each for count, each in wants)
-            if total > have.get(unit, 0.0) + 1e-6 and not unit.startswith(_ACCELERATOR):
-                asked = " and ".join(f"{_workers(count)} of {each:g} {unit}" for count, each in wants)
-                return f"asks for {asked} ({total:g} in all), but the cluster has {have.get(unit, 0.0):g}: {_REMEDY}"
-        for count, held in needs:
-            room = self.room(held)
-            if count > room:
-                each = " and ".join(f"{amount:g} {unit}" for unit, amount in held.items() if amount)
-                return f"asks for {_workers(count)} of {each}, but the cluster's nodes have room for {room}: {_REMEDY}"
-        return None
+        return lacking(self._nodes(), needs)
 
     def room(self, held: Mapping[str, float]) -> int:
         """For how many workers that hold so much the cluster has room, were it idle."""
-        return sum(_room(node["Resources"], held) for node in ray.nodes() if node["Alive"])
+        return room(self._nodes(), held)
+
+    def _nodes(self) -> list[Mapping[str, float]]:
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
     def require(self, needs: Mapping[str, Sequence[Need]]) -> None:
         """Check that the workers of each entry fit into the whole cluster together.
@@ -172,15 +159,6 @@ class Session:
             problem = self.lacks(workers)
             if problem is not None and not self.grows:
                 raise ResourceError(f"{what} {problem}")
-
-
-def _workers(count: int) -> str:
-    return f"{count} {'worker' if count == 1 else 'workers'}"
-
-
-def _room(node: Mapping[str, float], held: Mapping[str, float]) -> int:
-    """For how many workers an idle node has room."""
-    return int(min(((node.get(unit, 0.0) + 1e-6) / amount for unit, amount in held.items() if amount), default=1 << 30))
 
 
 @contextmanager

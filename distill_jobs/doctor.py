@@ -63,7 +63,7 @@ def checks(job: Job | None, address: str | None) -> dict[str, Check]:
         "tracking": partial(services.tracking, _tracking(job)),
     }
     if address is not None and address.startswith(("http://", "https://")):
-        found["dashboard"] = partial(services.dashboard, address)
+        found["dashboard"] = partial(services.dashboard, address, needs_of(job) if job is not None else {})
     else:
         found["Ray"] = partial(_ray, job, address)
     if job is not None and workdir is not None:

@@ -5,6 +5,7 @@ more than a twentieth of its time), when a stage begins, and at the end. The wor
 file costs one warning. A command that was killed leaves no last word, and its lease on the workdir runs out.
 """
 
+import json
 import logging
 import os
 import socket
@@ -35,6 +36,7 @@ _TRAINING = {
 }
 _EVERY_SECONDS, _EVERY_SECONDS_REMOTE, _WRITING_SHARE = 5.0, 15.0, 0.05
 _LAST_WORD_SECONDS = 10.0
+_READS, _READ_PAUSE_SECONDS = 5, 0.2
 _UNITS = {"prepare": "rows", "capture": "rows", "evaluate": "parts", "tune": "trials"}  # the others count steps
 
 
@@ -109,6 +111,12 @@ class Live:
         if self._thread is not None:
             self._thread.join(_LAST_WORD_SECONDS)
 
+    def faults(self) -> dict[str, int]:
+        """What has been survived, by its name in ``FAULTS``: also by earlier commands that didn't come to their end."""
+        here = STANDING.faults()
+        found = {kind: self._earlier.get(kind, 0) + here.get(kind, 0) for kind in self._earlier.keys() | here.keys()}
+        return {kind: times for kind, times in found.items() if times}
+
     def page(self) -> dict[str, Any]:
         """What the file holds now; times are seconds since the epoch."""
         with self._lock:
@@ -116,7 +124,6 @@ class Live:
         if state == "running" and STANDING.waiting:
             state, why = "waiting", STANDING.waiting
         now = time.time()
-        faults = {kind: self._earlier.get(kind, 0) + times for kind, times in STANDING.faults().items()}
         return {
             "schema_version": SCHEMA,
             "name": self._name,
@@ -128,7 +135,7 @@ class Live:
             "every": self._every,
             "usd": self._usd(),
             "budget_usd": self._budget,
-            "faults": {kind: times for kind, times in {**self._earlier, **faults}.items() if times},
+            "faults": self.faults(),
             **self._stage(now),
         }
 
@@ -207,10 +214,20 @@ def read(workdir: Folder) -> dict[str, Any] | None:
     Raises:
         FileError, TransientFileError: it can't be read.
     """
-    data = workdir.find(LIVE)
-    if data is None:
+    page = None
+    for left in reversed(range(_READS)):
+        try:
+            data = workdir.find(LIVE)
+            page = None if data is None else json.loads(data)
+            break
+        except (FileError, ValueError) as error:
+            # It may be made between two looks, and not every store replaces an object in one step.
+            if not left:
+                damaged = FileError(f"{workdir}/{LIVE} is not valid JSON; it was damaged or edited: remove it")
+                raise (error if isinstance(error, FileError) else damaged) from None
+        time.sleep(_READ_PAUSE_SECONDS)
+    if page is None:
         return None
-    page = workdir.read_json(LIVE)
     if not isinstance(page, dict) or page.get("schema_version") != SCHEMA:
         raise FileError(f"{workdir}/{LIVE} is not of this version of distill-jobs; look with the one that runs there")
     return page

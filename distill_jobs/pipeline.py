@@ -15,6 +15,7 @@ from cluster.files import Folder
 from cluster.gang import run_gang
 from cluster.meter import Meter, Usage
 from cluster.shards import map_shards
+from cluster.standing import in_words
 from distill_jobs.accounts import close_accounts, forward_flops, leave_to_the_unfinished, live_held
 from distill_jobs.advising import reach_verdict
 from distill_jobs.audit.evaluate import evaluate as evaluate_models
@@ -60,6 +61,8 @@ def run(context: Context, wanted: tuple[str, ...] = STAGES) -> None:
             DO[stage](context)
     if STAGES[-1] in wanted:
         print_summary(context)
+    if survived := in_words(context.live.faults()):
+        context.console.say(f"survived: {survived}")
     if "audit" in wanted:
         # Last, so that a job that fails its release gate still has its report.
         refuse_gaps(context.workdir)

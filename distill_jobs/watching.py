@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,22 @@ def status(target: str, address: str | None, console: Console, *, as_json: bool 
     Raises:
         NotReadyError: there is nothing of that name, or nothing has run there.
     """
-    workdir = Folder(workdir_of(target, address))
-    if watch and not as_json:
-        with Screen(Text("looking …"), console=console.rich, refresh_per_second=1) as screen:
-            while True:
-                found = look(workdir)
-                screen.update(_drawn(found), refresh=True)
-                if found["state"] not in _ON:
-                    return
-                time.sleep(_LOOK_SECONDS)
-    while True:
-        found = look(workdir)
-        if as_json:
+    looks = _looks(Folder(workdir_of(target, address)), watch)
+    if as_json:
+        for found in looks:
             console.say(json.dumps(found, indent=None if watch else 1, sort_keys=True))
-        else:
-            console.rich.print(_drawn(found))
+    elif watch:
+        with Screen(Text("looking …"), console=console.rich, refresh_per_second=1) as screen:
+            for found in looks:
+                screen.update(_drawn(found), refresh=True)
+    else:
+        console.rich.print(_drawn(next(looks)))
+
+
+def _looks(workdir: Folder, watch: bool) -> Iterator[Found]:
+    """One look, or one after the other until the command has ended."""
+    while True:
+        yield (found := look(workdir))
         if not watch or found["state"] not in _ON:
             return
         time.sleep(_LOOK_SECONDS)
@@ -206,8 +208,8 @@ def _pace(found: Found, now: float) -> list[str]:
     lines, unit = [], found["unit"] or "steps"
     if found["rate"]:
         lines.append(f"{count(found['rate'])} {unit}/s")
-    if found["stage_ends"] is not None:
-        lines.append(f"the stage ends in about {duration(max(0.0, found['stage_ends'] - now))}")
+    if found["stage_ends"] is not None and found["stage_ends"] > now:
+        lines.append(f"the stage ends in about {duration(found['stage_ends'] - now)}")
     if found["ends"] is not None:
         whole = max(0.0, found["ends"] - now)
         lines.append(f"all stages in about {duration(whole)}, at {when(found['ends'])}")

@@ -45,7 +45,7 @@ def problem(check: str, text: str, remedy: str) -> Finding:
     return Finding(check, "problem", text, remedy)
 
 
-def examine(checks: Mapping[str, Check], seconds: float = 60.0) -> list[Finding]:
+def examine(checks: Mapping[str, Check], seconds: float = 120.0) -> list[Finding]:
     """What all checks find, in their order. They run side by side, and none can harm another.
 
     One that fails, or is not done after so many seconds, is a finding itself.

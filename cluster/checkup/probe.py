@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_SECONDS = 45.0
+# Seconds where a machine has nothing else to do; one that is busy is no reason to call Ray broken.
+_SECONDS = 100.0
 
 Values = dict[str, Any]
 

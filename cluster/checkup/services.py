@@ -19,6 +19,7 @@ from cluster.checkup.probe import ask
 from cluster.errors import ClusterError
 from cluster.files import Folder
 from cluster.logged import without_login
+from cluster.room import Need, lacking
 
 PORTS = {6379: "Ray's head (GCS)", 8265: "Ray's dashboard and jobs", 10001: "Ray's client server (ray://)"}
 _SECONDS, _SKEW_SECONDS, _TOO_MUCH_SKEW = 10.0, 5.0, 300.0
@@ -151,19 +152,29 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def dashboard(address: str) -> Iterator[Finding]:
-    """Whether the dashboard of a cluster's head answers, and takes the token."""
+def dashboard(address: str, needs: Mapping[str, Sequence[Need]]) -> Iterator[Finding]:
+    """Whether the dashboard of a cluster's head answers and takes the token, and what its nodes have."""
     from cluster.jobs import Jobs
 
-    running = sum(not job.over for job in Jobs(address).all())
-    yield ok("dashboard", f"{address} answers; {running} jobs run or wait there")
+    jobs = Jobs(address)
+    running = sum(not job.over for job in jobs.all())
+    nodes = jobs.nodes()
+    have = {unit: sum(node.get(unit, 0.0) for node in nodes) for unit in ("CPU", "GPU", "memory")}
+    about = {"nodes": len(nodes), "resources": have, "grows": False}
+    yield ok("dashboard", f"{address} answers: {_has(about)}; {running} jobs run or wait there")
+    lacks = [f"{what} {told}" for what, workers in needs.items() if (told := lacking(nodes, workers))]
+    for each in lacks:
+        text, _, remedy = each.rpartition(": ")
+        yield warning("resources", text, f"{remedy}; where nodes are added on demand, it waits for them")
+    if needs and not lacks:
+        yield ok("resources", "there is room for all that the spec holds at once")
 
 
 def ray_cluster(
     address: str | None,
     cpus: int | None,
     gpus: int | None,
-    needs: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]],
+    needs: Mapping[str, Sequence[Need]],
     packages: Sequence[str],
     python: str,
 ) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from cluster.checkup.devices import Driver, driver, judge, torch_and_devices
 from cluster.checkup.findings import Finding, examine, ok
 from cluster.errors import FileError
 from cluster.files import Folder
+from cluster.room import lacking, room
 
 EIGHT = Driver(("NVIDIA H100 80GB HBM3",) * 8, "550.54", "12.4")
 
@@ -224,6 +225,15 @@ def test_taken_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("ports", "ok") in levels(services.ports())
 
 
+def test_room_on_nodes() -> None:
+    nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}]
+    assert lacking(nodes, [(1, {"CPU": 4, "GPU": 1}), (1, {"CPU": 4})]) is None
+    assert "asks for 3 workers of 3 CPU (9 in all), but the cluster has 8" in str(lacking(nodes, [(3, {"CPU": 3})]))
+    assert "the cluster's nodes have room for 2" in str(lacking(nodes, [(3, {"CPU": 2.5})]))
+    assert "2 workers of 1 GPU (2 in all), but the cluster has 1" in str(lacking(nodes, [(2, {"GPU": 1})]))
+    assert lacking([], [(0, {"CPU": 1})]) is None and room(nodes, {"GPU": 0.5}) == 2
+
+
 def test_no_dashboard() -> None:
-    found = examine({"dashboard": lambda: services.dashboard("http://127.0.0.1:9")})
+    found = examine({"dashboard": lambda: services.dashboard("http://127.0.0.1:9", {})})
     assert levels(found) == [("dashboard", "problem")] and "no Ray dashboard answers" in found[0].text

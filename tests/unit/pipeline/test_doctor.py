@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
+from ray_head import ray_head
 
 from cluster.checkup import services
+from cluster.files import Folder
+from cluster.jobs import Jobs
 from distill_jobs.doctor import reads
 from distill_jobs.spec import parse_job
+from distill_jobs.stage import StageRecord
 
 ROOT = Path(__file__).parents[3]
 
@@ -44,7 +48,11 @@ def test_what_a_spec_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def doctor(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from distill_jobs.cli import main; main()", "doctor", *arguments]
+    return call(folder, "doctor", *arguments, **environment)
+
+
+def call(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "distill_jobs", *arguments]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, check=False)
 
@@ -85,3 +93,30 @@ def test_what_a_node_lacks_is_told() -> None:
         found = list(services.ray_cluster(address, None, None, {}, ["numpy<1"], "3.11"))
     assert [each.level for each in found] == ["ok", "problem"]
     assert "numpy is" in found[1].text and found[1].remedy == "install it from the lock"
+
+
+@pytest.mark.slow
+def test_a_dashboard_with_a_token_and_the_status_of_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = "a-token-of-the-tests-0123456789abcdef"
+    (tmp_path / "rows.csv").write_text("x,y\n1,0\n")
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec(tmp_path)))
+    StageRecord("prepare", "d", {}, {}, {"wall_seconds": 2.5}, 1.0, 3.5).commit(Folder(str(tmp_path / "run/data")))
+    (tmp_path / "empty").mkdir()
+    with ray_head(cpus=2, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token) as head:
+        asked = ("doctor", "job.yaml", "--address", head.dashboard)
+        well = call(tmp_path, *asked, RAY_AUTH_TOKEN=token)
+        assert well.returncode == 0 and "1 node, 2 CPU" in well.stdout and "there is room" in well.stdout, well.stdout
+        short = call(tmp_path, *asked, "--set", "data.actors=64", RAY_AUTH_TOKEN=token)
+        assert short.returncode == 0 and "warning  resources: data.actors asks for 64 workers" in short.stdout
+        refused = call(tmp_path, *asked, RAY_AUTH_TOKEN=token[::-1])
+        assert refused.returncode == 2 and "problem  dashboard:" in refused.stdout and token not in refused.stdout
+
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+        jobs = Jobs(head.dashboard)
+        named = {"distill.workdir": str(tmp_path / "run")}
+        jobs.submit("true", tmp_path / "empty", job_id="small-1", metadata=named, env={})
+        jobs.submit("true", tmp_path / "empty", job_id="other-1", metadata={}, env={})
+        told = call(tmp_path, "status", "small-1", "--address", head.dashboard)
+        assert told.returncode == 0 and "no command is known to run; still to do: teacher" in told.stdout, told.stderr
+        other = call(tmp_path, "status", "other-1", "--address", head.dashboard)
+        assert other.returncode == 2 and "other-1 is no pipeline" in other.stderr

