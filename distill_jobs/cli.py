@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill_jobs.cli_jobs import jobs, submit
+from distill_jobs.cli_jobs import Address, jobs, submit
 from distill_jobs.cli_store import store
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def compare(
 @app.command()
 def status(
     target: Annotated[str, typer.Argument(metavar="WORKDIR|SPEC|JOB", help="Which pipeline.")],
-    address: Annotated[str | None, typer.Option(help="The Ray cluster, for a job's id.")] = None,
+    address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="Plain values, for scripts.")] = False,
     watch: Annotated[bool, typer.Option(help="Show it until the command there has ended.")] = False,
 ) -> None:

@@ -83,9 +83,12 @@ def workdir_of_job(job: str, address: str) -> str:
     from cluster.jobs import Jobs
     from distill_jobs.submitting import WORKDIR
 
-    workdir = Jobs(address).get(job).metadata.get(WORKDIR)
+    found = Jobs(address).get(job)
+    workdir = found.metadata.get(WORKDIR)
     if workdir is None:
         raise NotReadyError(f"{job} is no pipeline: it was not started by `distill submit`")
+    if found.waiting:
+        raise NotReadyError(f"{job} has not begun yet, and waits for the cluster: {found.message}")
     return workdir
 
 
