@@ -5,6 +5,7 @@ Where the store is and who asks is said by the environment alone, so that neithe
 """
 
 import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import lru_cache
@@ -61,10 +62,18 @@ def upload(system: fs.FileSystem, path: str, source: pa.NativeFile) -> None:
     """
 
     def send() -> None:
-        source.seek(0)
+        blocks = _Blocks(source)
+        try:
+            write(blocks)
+        finally:
+            # What could not be read to its end has been made an object all the same.
+            if blocks.broken:
+                system.delete_file(path)
+
+    def write(blocks: Iterable[bytes]) -> None:
         # By default Arrow would compress what has a name such as x.gz.
         with system.open_output_stream(path, compression=None) as sink:
-            for number, block in enumerate(iter(lambda: source.read(_BLOCK), b""), 1):
+            for number, block in enumerate(blocks, 1):
                 sink.write(block)
                 # What is read faster than it is sent would all lie in memory.
                 if number % _IN_FLIGHT == 0:
@@ -72,6 +81,24 @@ def upload(system: fs.FileSystem, path: str, source: pa.NativeFile) -> None:
 
     with ThreadPoolExecutor(1, thread_name_prefix="upload") as pool:
         pool.submit(send).result()
+
+
+class _Blocks:
+    """The blocks of a local file from its beginning; ``broken`` when one of them could not be read."""
+
+    def __init__(self, source: pa.NativeFile) -> None:
+        self._source, self.broken = source, False
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            self._source.seek(0)
+            while block := self._source.read(_BLOCK):
+                yield block
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.broken = True
+            raise
 
 
 def _environment(names: tuple[str, ...]) -> tuple[str | None, ...]:

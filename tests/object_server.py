@@ -15,11 +15,20 @@ _SECONDS = 30.0
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
-# The emulator answers one request after another, and its clients keep one open while they make the next.
+# The emulator answers one request after another, and its clients keep one open while they make the next: so it reads in
+# threads, and writes one after another as it is made to.
 _GCS = """
-import http.server, sys
+import http.server, sys, threading
 from gcp_storage_emulator import server
 server.server.HTTPServer = http.server.ThreadingHTTPServer
+lock = threading.Lock()
+def alone(answer):
+    def call(handler):
+        with lock:
+            answer(handler)
+    return call
+for name in ("do_POST", "do_PUT", "do_PATCH", "do_DELETE"):
+    setattr(server.RequestHandler, name, alone(getattr(server.RequestHandler, name)))
 server.create_server(sys.argv[1], int(sys.argv[2]), in_memory=True).run()
 """
 

@@ -9,6 +9,7 @@ from pyarrow import fs
 
 from cluster.errors import FileError
 from cluster.files import Folder, fetch, filesystem, sha256, store_folder
+from cluster.object_store import upload
 
 
 @pytest.fixture
@@ -45,6 +46,25 @@ def test_an_error_while_writing_shows_nothing(folder: Folder) -> None:
         raise ValueError("mine")
     assert folder.read("x") == b"before"
     assert folder.names() == ["x"]
+
+
+def test_a_source_that_breaks_leaves_no_half_object(folder: Folder) -> None:
+    class Breaking:
+        left = 3
+
+        def seek(self, _: int) -> None:
+            pass
+
+        def read(self, size: int) -> bytes:
+            self.left -= 1
+            if not self.left:
+                raise OSError(5, "the disk is ill")
+            return bytes(size)
+
+    system, path = filesystem(folder.uri)
+    with pytest.raises(OSError, match="the disk is ill"):
+        upload(system, f"{path}/half", Breaking())
+    assert not folder.exists("half")
 
 
 def test_no_name_changes_what_is_written(folder: Folder) -> None:
