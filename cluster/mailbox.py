@@ -112,7 +112,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         # Beside the driver: on another node it would be lost with that, and no rank could join any more.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         box = ray.remote(_Box).options(num_cpus=0, max_pending_calls=10_000, scheduling_strategy=here)
         self._actor = box.remote()
 

@@ -102,7 +102,7 @@ def interface(address: str) -> str | None:
 
     Gloo would take the one that the machine's name stands for, in many a container the loopback, which no other node
     reaches. The address by which Ray reaches a node is one that the others can reach it by. NCCL is left to choose: it
-    never takes the loopback, and may use several interfaces at once (``NCCL_SOCKET_IFNAME`` names others).
+    takes the loopback last, and may use several interfaces at once (``NCCL_SOCKET_IFNAME`` names others).
     """
     for name, found in psutil.net_if_addrs().items():
         if any(each.address.partition("%")[0] == address for each in found):

@@ -120,6 +120,8 @@ class Network:
             ("addr", "add", f"{address}/24", "dev", "eth0"),
             ("link", "set", "eth0", "up"),
             ("link", "set", "lo", "up"),
+            # Ray finds out its own address by asking for a way out.
+            ("route", "add", "default", "via", self.address),
         ):
             self._do("-n", name, *inside)
         folder = self._folder / name

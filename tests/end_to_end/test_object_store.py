@@ -20,10 +20,10 @@ import pandas as pd
 import pytest
 from conftest import digits_spec, write_spec
 from fault_proxy import FaultProxy, Storm
-from object_server import KEYS, environment, moto
+from object_server import KEYS, environment, gcs, moto
 from pyarrow import fs
 
-from cluster.files import Folder
+from cluster.files import Folder, filesystem
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STAGES = ("prepare", "teach", "capture", "train", "evaluate", "audit", "report")
@@ -152,6 +152,19 @@ def test_the_other_verbs(remote: tuple[Path, Folder], on_disk: Folder, distill: 
     assert (tmp_path / "report.html").read_bytes() == workdir.read("report.html")
     assert "<html" in (tmp_path / "compare.html").read_text()
     assert Folder("s3://jobs/exported").infos()
+
+
+def test_the_same_by_googles_protocol(
+    remote: tuple[Path, Folder], digits: Path, distill: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gcs() as endpoint:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "tests")
+        filesystem("gs://jobs/run")[0].create_dir("jobs")
+        Folder("gs://jobs/in").put(digits, "digits.parquet")
+        done = distill("run", spec_of(tmp_path, "google", "gs://jobs/in/*.parquet", "gs://jobs/run"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert_same(Folder("gs://jobs/run"), remote[1])
 
 
 def test_tuning(remote: tuple[Path, Folder], distill: Run) -> None:
