@@ -17,7 +17,7 @@ from cluster.faults import patiently
 from cluster.files import Folder, fetch, filesystem
 from cluster.logged import one_line
 from cluster.model_log import log_model, tag_versions
-from cluster.outbox import ElsewhereError, Entry, RefusedError
+from cluster.outbox_batch import ElsewhereError, Entry, RefusedError
 from cluster.run_book import HANDLE_TAG, RunBook, same_place
 
 _METRICS, _BATCH = 1000, 100  # MLflow's limits of one request: metrics; params or tags
@@ -65,10 +65,18 @@ class Delivery:
         if not same_place(self.trust(found), place):
             raise ElsewhereError
 
+    def answers(self) -> bool:
+        """Whether the server answers what needs its database alone."""
+        try:
+            self.client.get_experiment(str(self._known[0]["id"]))
+        except Exception:
+            return False
+        return True
+
     def deliver(self, entry: Entry, again: bool) -> None:
         """Do what ``entry`` says; see ``Carrier``."""
         try:
-            DO[entry["do"]](self, entry, again or bool(entry.get("again")))
+            DO[entry["do"]](self, entry, again)
         except RefusedError:
             raise
         except Exception as error:

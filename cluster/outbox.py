@@ -6,20 +6,20 @@ workdir sends it. Entries are plain JSON; delivering one twice leaves a server a
 """
 
 import logging
+import math
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cluster.errors import FileError
 from cluster.files import Folder
+from cluster.logged import one_line
+from cluster.outbox_batch import Batch, ElsewhereError, Entry, LaterError, RefusedError, load, store
 
 OUTBOX = "outbox"
-Entry = dict[str, Any]
 GATHER_SECONDS = 2.0  # what comes in this time is sent together
 KEEP_SECONDS = 3.0  # what has waited for longer is written down
 PAUSES = (1.0, 30.0)  # between tries while the server is away: the first, and the longest
@@ -27,14 +27,6 @@ _FULL = 2000  # entries and points of one batch
 _TICK = 1.0
 
 _log = logging.getLogger(__name__)
-
-
-class RefusedError(Exception):
-    """The server has answered, and will never take this entry."""
-
-
-class ElsewhereError(Exception):
-    """What is to be sent belongs to another server than this one."""
 
 
 class Carrier(Protocol):
@@ -50,25 +42,8 @@ class Carrier(Protocol):
             again: an earlier try may have succeeded although its answer was never heard.
         """
 
-
-@dataclass(eq=False)
-class _Batch:
-    """Entries that are sent, written down and removed together."""
-
-    name: str
-    place: Any = None
-    entries: list[Entry] | None = None  # None: they lie in the folder alone
-    old: bool = False  # an earlier process has left it
-    open: bool = False  # more may be added
-    held: bool = False  # it is another server's
-    gone: bool = False
-    tried: bool = False  # the next entry, without success
-    sent: int = 0
-    weight: int = 0
-    written: int = 0  # the weight when it was written down
-    since: float = field(default_factory=time.monotonic)
-    last: dict[str, Entry] = field(default_factory=dict)
-    blobs: set[str] = field(default_factory=set)
+    def answers(self) -> bool:
+        """Whether the server answers anything."""
 
 
 class Outbox:
@@ -91,11 +66,11 @@ class Outbox:
         self._folder, self._carrier, self._place = folder, carrier, place
         self._before, self._on_trouble = before, on_trouble
         self._changed, self._writing = threading.Condition(), threading.Lock()
-        self._batches = deque(_Batch(name, old=True) for name in folder.names(".json"))
+        self._batches = deque(Batch(name, old=True) for name in folder.names(".json"))
         self._number = max((int(b.name[:8]) for b in self._batches if b.name[:8].isdigit()), default=0)
         self._mark = uuid.uuid4().hex[:6]  # a process that was taken for dead may still be writing its own
-        self._sending: _Batch | None = None
-        self._hurried = self._stopped = self._uploading = self._started = False
+        self._sending: Batch | None = None
+        self._hurried = self._stopped = self._uploading = self._started = self._told = False
         self._failures, self._progress = 0, time.monotonic()
 
     def waiting(self) -> int:
@@ -120,8 +95,7 @@ class Outbox:
         """Log an entry: ``do`` says what, ``run`` to which run. Returns at once."""
         with self._changed:
             if not self._batches or not self._batches[-1].open:
-                self._number += 1
-                self._batches.append(_Batch(f"{self._number:08}-{self._mark}.json", self._place, [], open=True))
+                self._batches.append(Batch(self._name(), self._place, [], open=True))
             batch = self._batches[-1]
             assert batch.entries is not None
             # Points of one run travel together, unless something else was logged to it between them.
@@ -147,6 +121,8 @@ class Outbox:
         self.start()
         with self._changed:
             self._hurried, self._progress = True, time.monotonic()
+            for batch in self._batches:
+                batch.due = min(batch.due, self._progress + PAUSES[0])
             self._changed.notify_all()
             try:
                 while not self._stopped and any(not batch.held for batch in self._batches):
@@ -175,53 +151,96 @@ class Outbox:
                 self._deliver(batch)
             except ElsewhereError:
                 batch.held = True
+            except LaterError:
+                pass
             except Exception as error:
                 batch.tried = True
                 self._pause(error)
             else:
                 self._remove(batch)
 
-    def _next(self) -> _Batch | None:
+    def _next(self) -> Batch | None:
         """The first batch, when it is time to send it; None when no more are to be sent."""
         with self._changed:
             while not self._stopped:
-                first = next((batch for batch in self._batches if not batch.held), None)
-                wait = None if first is None else GATHER_SECONDS - (time.monotonic() - first.since)
-                if first is not None and wait is not None and (not first.open or self._hurried or wait <= 0):
+                now = time.monotonic()
+                waits = [self._wait(batch, now) for batch in self._batches]
+                first = next((batch for batch, wait in zip(self._batches, waits, strict=True) if wait <= 0), None)
+                if first is not None:
                     first.open, self._sending = False, first
                     return first
-                self._changed.wait(wait)
+                wait = min(waits, default=math.inf)
+                self._changed.wait(wait if math.isfinite(wait) else None)
             return None
 
-    def _deliver(self, batch: _Batch) -> None:
-        entries = self._load(batch) if batch.entries is None else batch.entries
+    def _wait(self, batch: Batch, now: float) -> float:
+        """For how many seconds a batch is not to be sent."""
+        if batch.held:
+            return math.inf
+        gather = batch.since + GATHER_SECONDS if batch.open and not self._hurried else 0.0
+        return max(gather, batch.due) - now
+
+    def _deliver(self, batch: Batch) -> None:
+        entries = load(self._folder, batch) if batch.entries is None else batch.entries
         self._carrier.arrive(batch.place)
         for entry in entries[batch.sent :]:
             if self._stopped:
                 raise InterruptedError("stopped")
-            self._uploading = "upload" in entry
-            try:
-                self._carrier.deliver(entry, batch.old or batch.tried)
-            except RefusedError as error:
-                _log.warning("MLflow doesn't take a run's %s (%s); it is left out", entry["do"], error)
-            finally:
-                self._uploading = False
+            if not self._deliver_one(entry, batch):
+                batch.sent, batch.tried = batch.sent + 1, False
+                continue
             batch.sent, batch.tried, self._progress = batch.sent + 1, False, time.monotonic()
             if self._failures:
                 self._failures = 0
                 self._on_trouble(None)
 
-    def _load(self, batch: _Batch) -> list[Entry]:
+    def _deliver_one(self, entry: Entry, batch: Batch) -> bool:
+        """False if it is put off: the place for files is away, and all else goes on."""
+        # What is about an upload comes after it.
+        if "after" in entry and batch.late != entry["run"] and self._late(entry["run"]) is not None:
+            self._put_off(entry, batch)
+            return False
+        self._uploading = "upload" in entry
         try:
-            found = self._folder.read_json(batch.name)
-            entries, batch.place = list(found["entries"]), found["place"]
-            if not all(isinstance(each["do"], str) and isinstance(each["run"], str) for each in entries):
-                raise TypeError("an entry lacks its names")
-            batch.blobs |= {str(each["data"]) for each in entries if "data" in each}
-        except (FileError, TypeError, LookupError, AttributeError) as error:
-            _log.warning("%s/%s can't be read and stays as it is (%s)", self._folder, batch.name, error)
-            raise ElsewhereError from None
-        return entries
+            self._carrier.deliver(entry, batch.old or batch.tried or "again" in entry)
+        except RefusedError as error:
+            _log.warning("MLflow doesn't take a run's %s (%s); it is left out", entry["do"], error)
+        except Exception as error:
+            if not self._uploading or not self._carrier.answers():
+                raise
+            if not self._told:
+                self._told = True
+                _log.warning("MLflow takes no files (%s); they are kept and sent later", one_line(error))
+            if batch.late:
+                batch.due, batch.tried = time.monotonic() + (PAUSES[0] if self._hurried else PAUSES[1]), True
+                raise LaterError from None
+            self._put_off(entry, batch)
+            return False
+        finally:
+            self._uploading = False
+        return True
+
+    def _late(self, run: str) -> Batch | None:
+        with self._changed:
+            return next((batch for batch in self._batches if batch.late == run), None)
+
+    def _put_off(self, entry: Entry, batch: Batch) -> None:
+        """Put an entry into the batch of what is late for its run, behind all others."""
+        data = self._folder.find(entry["data"]) if isinstance(entry.get("data"), str) else entry.get("data")
+        again = {**entry, "again": True, **({"data": data} if "data" in entry else {})}
+        with self._changed:
+            late = self._late(entry["run"])
+            if late is None or late.entries is None:
+                self._batches[-1].open = False
+                late = Batch(self._name(), batch.place, [], due=time.monotonic() + PAUSES[0], late=entry["run"])
+                self._batches.append(late)
+            assert late.entries is not None
+            late.entries.append(again)
+            late.weight += 1
+
+    def _name(self) -> str:
+        self._number += 1
+        return f"{self._number:08}-{self._mark}.json"
 
     def _pause(self, error: Exception) -> None:
         if self._stopped:
@@ -237,7 +256,7 @@ class Outbox:
                     return
                 self._changed.wait(left)
 
-    def _remove(self, batch: _Batch) -> None:
+    def _remove(self, batch: Batch) -> None:
         with self._changed:
             batch.gone, self._sending = True, None  # from here on nobody writes it
         with self._writing, suppress(Exception):  # what stays is sent once more, which changes nothing
@@ -270,7 +289,7 @@ class Outbox:
             with self._writing:
                 self._write_batch(batch)
 
-    def _write_batch(self, batch: _Batch) -> None:
+    def _write_batch(self, batch: Batch) -> None:
         with self._changed:
             if batch.entries is None or batch.gone or batch.written == batch.weight:
                 return
@@ -278,15 +297,8 @@ class Outbox:
             for entry in entries:
                 if "points" in entry:
                     entry["points"] = list(entry["points"])
-        for i, entry in enumerate(entries):
-            if isinstance(entry.get("data"), bytes):  # goes to a file of its own
-                blob = f"{batch.name.removesuffix('.json')}-{i}.bin"
-                if blob not in batch.blobs:
-                    self._folder.write(blob, entry["data"])
-                    batch.blobs.add(blob)
-                entry["data"] = blob
-        self._folder.write_json(batch.name, {"place": batch.place, "entries": entries})
+        store(self._folder, batch, entries)
         with self._changed:
             batch.written = weight
-            if not batch.open and batch.written == batch.weight and batch is not self._sending:
+            if not batch.open and not batch.late and batch.written == batch.weight and batch is not self._sending:
                 batch.entries, batch.last = None, {}

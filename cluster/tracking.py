@@ -16,7 +16,8 @@ from cluster.delivery import Delivery, fingerprint, is_final
 from cluster.errors import TrackingError
 from cluster.files import Folder
 from cluster.logged import flatten, key_for, one_line, tags_for, without_login
-from cluster.outbox import OUTBOX, Entry, Outbox
+from cluster.outbox import OUTBOX, Outbox
+from cluster.outbox_batch import Entry
 from cluster.run_book import PIPELINE, RunBook, is_pending
 from cluster.standing import STANDING
 from cluster.tracking_server import experiment_of, local_uri, mlflow_quietly, refuses_login, unusable
@@ -257,7 +258,7 @@ class Run:
 
     def model_tags(self, values: Mapping[str, Any]) -> None:
         """Set tags of the registered versions of this run's models."""
-        self._post("model_tags", values=tags_for(values))
+        self._post("model_tags", values=tags_for(values), after=True)
 
     def end(self, status: Status = "FINISHED") -> None:
         """Close the run."""

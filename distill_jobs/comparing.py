@@ -56,7 +56,9 @@ def pipeline_of(run: TrackedRun) -> Pipeline:
     """
     if "distill.task" not in run.tags:
         raise NotReadyError(f"MLflow's run {run.run_id} is not that of a pipeline: give the run above it")
-    metrics = run.metrics
+    # The ends of intervals are on the audit's run.
+    under = [each.metrics for each in run.nested if each.tags.get("distill.stage", each.name) == "audit"]
+    metrics = {**(under[-1] if under else {}), **run.metrics}
     metric = next((name for name in _HIGHER if f"quality/student_{name}" in metrics), "")
     stages = {each.tags.get("distill.stage", each.name): each for each in run.nested if "cost/usd" in each.metrics}
     latency = {role: _of(run, role, "quality/latency_ms") for role in ROLES}

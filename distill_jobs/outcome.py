@@ -11,12 +11,12 @@ from distill_jobs.audit.findings import AUDIT, lines
 from distill_jobs.context import Context
 from distill_jobs.costs.advice import decide
 from distill_jobs.costs.evidence import gather
-from distill_jobs.costs.ledger import LEDGER
+from distill_jobs.costs.ledger import LEDGER, headlines
 from distill_jobs.costs.ledger import metrics as cost_metrics
 from distill_jobs.costs.options import ALTERNATIVES
 from distill_jobs.costs.plan import PLAN
 from distill_jobs.costs.verdict import VERDICT
-from distill_jobs.judged import intervals_of, tags_of
+from distill_jobs.judged import intervals_of, note_of, tags_of
 from distill_jobs.report.fidelity import sentence
 from distill_jobs.report.findings import finding
 from distill_jobs.store.fidelity.measure import read as read_fidelity
@@ -58,12 +58,14 @@ def log_outcome(context: Context) -> None:
         f"quality/student_{metric}": summary["student"]["mean"],
         f"quality/baseline_{metric}": summary["baseline"]["mean"],
         "quality/gain": gain["mean"],
-        **{f"quality/gain_{end}": gain[end] for end in ("low", "high") if gain[end] is not None},
     }
     if context.job.distill.soft_labels == "store":
         numbers["store/bytes"] = workdir.read_json("store/manifest.json")["bytes"]
-    context.parent.tags(tags)
-    context.parent.metrics({**numbers, **intervals_of(audit), **cost_metrics(context.ledger.totals())})
+    note = note_of(evaluation, verdict, audit, context.ledger.totals())
+    context.parent.tags({**tags, "mlflow.note.content": note})
+    context.parent.metrics({**numbers, **headlines(context.ledger.totals())})
+    ends = {f"quality/gain_{end}": gain[end] for end in ("low", "high")}
+    context.tracked("audit").metrics({**ends, **intervals_of(audit)})
     for name, measured in evaluation["models"].items():
         run = context.tracked(name)
         run.metrics({f"quality/{what}": v for what, v in measured.items() if isinstance(v, int | float)})
@@ -73,7 +75,7 @@ def log_outcome(context: Context) -> None:
     entered = [entry for entry in context.ledger.entries() if entry.kind != "unfinished" and entry.stage != "report"]
     for entry in entered:
         context.tracked(entry.stage).metrics(cost_metrics(entry))
-    for name in dict.fromkeys([*evaluation["models"], *(entry.stage for entry in entered)]):
+    for name in dict.fromkeys([*evaluation["models"], "audit", *(entry.stage for entry in entered)]):
         context.tracked(name).end("FINISHED")
     for name in _ARTIFACTS:
         if workdir.exists(name):

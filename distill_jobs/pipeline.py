@@ -26,8 +26,7 @@ from distill_jobs.capture.crews import crew_of
 from distill_jobs.capture.stage import capture as capture_store
 from distill_jobs.console import Advance
 from distill_jobs.context import Context, Made
-from distill_jobs.costs.ledger import metrics as cost_metrics
-from distill_jobs.costs.ledger import unfinished
+from distill_jobs.costs.ledger import headlines, unfinished
 from distill_jobs.data.facts import DataFacts
 from distill_jobs.data.prepare import prepare as prepare_data
 from distill_jobs.errors import DistillError, NotReadyError, SpecError
@@ -189,7 +188,7 @@ def report(context: Context) -> None:
 
     if context.do("report", context.workdir / "report", work):
         # Once more, now that the report's own entry is in them.
-        context.parent.metrics(cost_metrics(context.ledger.totals()))
+        context.parent.metrics(headlines(context.ledger.totals()))
 
 
 DO: dict[str, Callable[[Context], None]] = {

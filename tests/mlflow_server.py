@@ -9,10 +9,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
+
+import pytest
+from fault_proxy import FaultProxy
+
+from cluster.files import Folder
 
 USER, PASSWORD = "admin", "correct horse battery"
 _PACKAGE = Path("/usr/lib/postgresql")
@@ -130,3 +138,35 @@ class MlflowServer:
             except OSError:
                 time.sleep(0.1)
         raise AssertionError((self._folder / "log").read_text())
+
+
+@dataclass
+class Team:
+    """What a team runs; ``proxy`` stands before its server."""
+
+    postgres: Postgres
+    server: MlflowServer
+    proxy: FaultProxy
+    bucket: Folder
+
+
+@contextmanager
+def team(folder: Path, bucket: Folder) -> Iterator[Team]:
+    """Such a server, whose login the environment has meanwhile; the test is skipped where PostgreSQL isn't."""
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL isn't installed here (Debian's package postgresql)")
+    postgres = Postgres(programs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"])
+        patch.setenv("MLFLOW_TRACKING_USERNAME", USER)
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+        server = MlflowServer(folder, postgres.uri, f"{bucket}/mlflow", login=True)
+        try:
+            server.start()
+            proxy = FaultProxy("127.0.0.1", server.port)
+            yield Team(postgres, server, proxy, bucket)
+            proxy.stop()
+        finally:
+            server.kill()
+            postgres.remove()

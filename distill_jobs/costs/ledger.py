@@ -22,6 +22,7 @@ from cluster.power import merged
 from distill_jobs.errors import DataError
 
 LEDGER = "ledger.json"
+_HEADLINES = ("usd", "gpu_hours", "kwh")
 SCHEMA = 2
 
 Kind = Literal["measured", "unfinished", "declared", "storage"]
@@ -213,6 +214,14 @@ def mfu(flops: float, possible: float, accelerators: bool) -> dict[str, Any]:
     if not flops:
         return {"mfu": None, "mfu_why": "no formula for the models' operations, or nothing was computed"}
     return {"mfu": flops / possible, "mfu_why": None}
+
+
+def headlines(entry: Entry) -> dict[str, float]:
+    """Those of ``metrics`` that stand on the pipeline's own run.
+
+    MLflow's page for comparing shows six rows in the order of the alphabet, and quality is to be among them.
+    """
+    return {name: value for name, value in metrics(entry).items() if name.removeprefix("cost/") in _HEADLINES}
 
 
 def metrics(entry: Entry) -> dict[str, float]:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from cluster import outbox
 from cluster.files import Folder
-from cluster.outbox import ElsewhereError, Entry, Outbox, RefusedError
+from cluster.outbox import Outbox
+from cluster.outbox_batch import ElsewhereError, Entry, RefusedError
 
 PLACE = {"id": "1", "created": 5}
 
@@ -26,13 +27,18 @@ class Book:
 
     def __init__(self, *faults: Exception | None) -> None:
         self.faults, self.taken, self.again = list(faults), [], []
-        self.away, self.place = threading.Event(), PLACE
+        self.away, self.no_files, self.place = threading.Event(), threading.Event(), PLACE
 
     def arrive(self, place: Any) -> None:
         if place != self.place:
             raise ElsewhereError
 
+    def answers(self) -> bool:
+        return not self.away.is_set()
+
     def deliver(self, entry: Entry, again: bool) -> None:
+        if self.no_files.is_set() and "upload" in entry:
+            raise ConnectionError("no bucket")
         if self.away.is_set():
             raise ConnectionError("away")
         if self.faults and (fault := self.faults.pop(0)) is not None:
@@ -129,6 +135,32 @@ def test_what_is_left_the_next_process_sends(tmp_path: Path) -> None:
     assert carrier.taken[0]["data"].endswith(".bin")
     until(lambda: not list(tmp_path.iterdir()))
     two.close()
+
+
+def test_files_that_find_no_place_hold_nothing_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    carrier, upload = Book(), {"do": "artifact", "run": "r", "data": b"x", "upload": True}
+    carrier.no_files.set()
+    one = box(tmp_path, carrier)
+    one.post({**upload, "values": {"n": 100}})
+    one.post({**tag(101), "after": True})
+    one.post({**tag(0, "other"), "after": True})
+    for i in range(1, 50):
+        one.post(tag(i))
+    until(lambda: numbers(carrier) == list(range(50)))
+    assert one.drain(0.3) == 1
+    carrier.no_files.clear()
+    assert one.drain(5.0) == 0 and numbers(carrier)[50:] == [100, 101]
+    carrier.no_files.set()
+    one.post({**upload, "values": {"n": 100}})
+    one.post({**tag(101), "after": True})
+    assert one.drain(0.3) == 1
+    one.close()
+    assert caplog.text.count("takes no files (no bucket)") == 1
+    late = Book()
+    two = box(tmp_path, late)
+    assert two.drain(5.0) == 0 and numbers(late) == [100, 101]
+    two.close()
+    until(lambda: not list(tmp_path.iterdir()))
 
 
 def test_a_refused_entry_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,16 +1,14 @@
 """The tracker against a real server: PostgreSQL, artifacts on the S3 protocol, logins; and with faults on the way."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow_server
 import pytest
-from fault_proxy import FaultProxy
-from mlflow_server import PASSWORD, USER, MlflowServer, Postgres, postgres_programs
+from mlflow_server import PASSWORD, Team
 
 from cluster import outbox, tracking
 from cluster.errors import TrackingError
@@ -18,39 +16,13 @@ from cluster.files import Folder
 from cluster.run_book import RUNS, is_pending
 from cluster.tracking import Run, Tracker, owes
 
-PROGRAMS = postgres_programs()
-pytestmark = pytest.mark.skipif(PROGRAMS is None, reason="PostgreSQL isn't installed here (Debian: postgresql)")
-
-
-@dataclass
-class Team:
-    """What a team runs; ``proxy`` stands before its server."""
-
-    postgres: Postgres
-    server: MlflowServer
-    proxy: FaultProxy
-    bucket: Folder
+pytestmark = pytest.mark.slow  # the server takes a quarter of a minute to start
 
 
 @pytest.fixture(scope="module")
 def running(s3: Callable[[str], Folder], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    assert PROGRAMS is not None
-    bucket = s3("artifacts")
-    postgres = Postgres(PROGRAMS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"])
-        patch.setenv("MLFLOW_TRACKING_USERNAME", USER)
-        patch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-        server = MlflowServer(tmp_path_factory.mktemp("mlflow"), postgres.uri, f"{bucket}/mlflow", login=True)
-        try:
-            server.start()
-            proxy = FaultProxy("127.0.0.1", server.port)
-            yield Team(postgres, server, proxy, bucket)
-            proxy.stop()
-        finally:
-            server.kill()
-            postgres.remove()
+    with mlflow_server.team(tmp_path_factory.mktemp("mlflow"), s3("artifacts")) as team:
+        yield team
 
 
 @pytest.fixture
@@ -167,7 +139,6 @@ FAULTS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_at_any_request_changes_nothing(
     team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -271,7 +242,6 @@ def train(tracker: Tracker, change: Callable[[int], None], steps: int = 60) -> t
     return run, longest
 
 
-@pytest.mark.slow
 def test_the_server_is_killed_in_a_training_and_comes_back(team: Team, tmp_path: Path) -> None:
     tracker = connect(team, tmp_path, "killed")
 
@@ -288,7 +258,6 @@ def test_the_server_is_killed_in_a_training_and_comes_back(team: Team, tmp_path:
         assert [step for step, _ in steps_of(run, key)] == list(range(60))
 
 
-@pytest.mark.slow
 def test_the_database_stops_while_the_server_stays(team: Team, tmp_path: Path) -> None:
     tracker = connect(team, tmp_path, "no database")
 

@@ -17,6 +17,7 @@ from cluster.errors import TrackingError
 from cluster.files import Folder
 from cluster.tracked import TrackedRun, read_run
 from cluster.tracking import Run, Tracker
+from distill_jobs import words
 from distill_jobs.comparing import compare, named_apart, pipeline_of
 from distill_jobs.console import Console
 from distill_jobs.costs.ledger import Ledger
@@ -198,6 +199,9 @@ def test_the_outcome_goes_to_mlflow(home: Folder, tmp_path: Path) -> None:
     version = tracker.client.get_model_version("adult-student", "1")
     assert version.tags["distill.verdict"] == "train the student alone"
     assert version.tags["distill.audit"] == "1 inherited, 1 amplified, 1 no gap shown"
+    note = tracker.client.get_run(str(parent.run_id)).data.tags["mlflow.note.content"]
+    assert note.startswith("**train the student alone**: ") and "| student | 85.29 % | " in note, note
+    assert f"| money | {words.money(context.ledger.totals().usd)} |" in note and "\u00a0" not in note
     there = tracker.client.list_artifacts(str(parent.run_id))
     assert {"report.html", "audit.json", "alternatives.json", "verdict.json", "tune", "store"} <= {
         a.path for a in there
