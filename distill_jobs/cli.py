@@ -120,8 +120,10 @@ def tune(
     from distill_jobs.spec import load_job
 
     job = load_job(spec, [*(overrides or []), *([f"tune.trials={trials}"] if trials is not None else [])])
+    from distill_jobs.tune import space_of
     from distill_jobs.tune import tune as search
 
+    space_of(job)
     _in_context(job, search)
 
 

@@ -39,9 +39,7 @@ _WORK, _STATE = "work", "sweep.json"
 def tune(context: Context) -> None:
     """Prepare, teach and capture where that is not done, then search, and say what came out."""
     job, spec = context.job, context.job.tune or Tune()
-    if job.distill.soft_labels != "store":
-        raise SpecError("tuning trains every trial from one store: set distill.soft_labels to store")
-    space = student_space(job, spec.search)
+    space = space_of(job)
     for stage in ("prepare", "teach", "capture"):
         DO[stage](context)
     check_store(context)
@@ -50,6 +48,17 @@ def tune(context: Context) -> None:
     folder = context.workdir / FOLDER
     context.do("tune", folder, Tuning(context, spec, space).work)
     print_tuning(context.console, folder)
+
+
+def space_of(job: Job) -> Space:
+    """What is searched.
+
+    Raises:
+        SpecError: the job can't be tuned so; told before a workdir is touched.
+    """
+    if job.distill.soft_labels != "store":
+        raise SpecError("tuning trains every trial from one store: set distill.soft_labels to store")
+    return student_space(job, (job.tune or Tune()).search)
 
 
 def tune_inputs(job: Job, spec: Tune, inputs: Inputs) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def _tree(kind: type[Exception]) -> list[type[Exception]]:
 def test_errors_travel(kind: type[errors.ClusterError]) -> None:
     back = pickle.loads(pickle.dumps(kind("what, where, what to do")))
     assert type(back) is kind and str(back) == "what, where, what to do"
-    assert back.exit_code == (2 if kind is errors.ResourceError else 1)
+    assert back.exit_code == (2 if kind in (errors.ResourceError, errors.LeaseError, errors.JobError) else 1)
 
 
 def test_one_line() -> None:

@@ -1,5 +1,5 @@
 """``infra/slurm/distill.sbatch`` without Slurm: its options, what it refuses, and its course beside stand-ins for the
-programs that it calls. ``tests/end_to_end/test_slurm.py`` runs it under a real Slurm."""
+programs that it calls. ``tests/end_to_end/test_slurm_jobs.py`` runs it under a real Slurm."""
 
 import os
 import re
