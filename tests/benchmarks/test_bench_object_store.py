@@ -35,7 +35,7 @@ from distill_jobs.training.task import Arm
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(0)]
 PART_COUNT = int(os.environ.get("BENCH_OBJECT_PARTS", "8"))
-ROWS = int(os.environ.get("BENCH_OBJECT_ROWS", "32"))
+ROWS = int(os.environ.get("BENCH_OBJECT_ROWS", "16"))
 LENGTH, BATCH, WINDOW, ROUNDS = 128, 8, 2, 3
 STEPS = PART_COUNT * ROWS // BATCH
 Ways = dict[str, Folder]
