@@ -11,7 +11,7 @@ from typing import Any
 
 import mlflow_server
 import pytest
-from browser import Browser, chromium
+from browser import PROGRAM, Browser
 from conftest import Distill, digits_spec, write_spec
 from mlflow_server import PASSWORD, USER, Team
 
@@ -154,19 +154,27 @@ def test_nothing_is_lost_and_the_training_is_the_same(calm: str, disturbed: str,
     assert ended <= (folder / disturbed / "report.html").stat().st_mtime + 1
 
 
-@pytest.mark.skipif(chromium() is None, reason="chromium isn't installed here (Debian's package chromium)")
-def test_a_person_who_compares_sees_costs_beside_quality(team: Team, calm: str, disturbed: str, client: Any) -> None:
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    started = Browser(tmp_path / "profile")
+    yield started
+    started.close()
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="chromium isn't installed here (Debian's package chromium)")
+def test_a_person_who_compares_sees_costs_beside_quality(
+    team: Team, calm: str, disturbed: str, client: Any, browser: Browser
+) -> None:
     runs = {name: runs_of(client, name)[name] for name in (calm, disturbed)}
     experiment = client.get_experiment_by_name("digits").experiment_id
-    program = chromium()
-    assert program is not None
-    with Browser(program) as page:
+    with browser.page() as page:
         page.login(USER, PASSWORD)
         ids = ",".join(f"%22{run.info.run_id}%22" for run in runs.values())
         page.open(f"{team.server.uri}/#/compare-runs?runs=[{ids}]&experiments=[%22{experiment}%22]")
-        page.wait_for("quality/student_accuracy", "cost/usd", calm, disturbed)
+        words = ["quality/student_accuracy", "cost/usd", calm, disturbed]
+        page.wait(f"{json.dumps(words)}.every(word => document.body.innerText.includes(word))")
         for name in ("cost/usd", "cost/kwh", "quality/gain", "quality/student_accuracy"):
-            shown = [float(cell) for cell in page.run(f"({CELLS})('{name}')")]
+            shown = [float(cell) for cell in page.value(f"({CELLS})('{name}')")]
             assert len(shown) == 2
             for value, run in zip(shown, runs.values(), strict=True):
                 assert value == pytest.approx(run.data.metrics[name], rel=0.01, abs=0.0006), name

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,12 @@ def test_packages_import_leftwards() -> None:
 def test_files_stay_readable() -> None:
     for path in sources("cluster") + sources("distill_jobs"):
         assert len(path.read_text().splitlines()) <= 320, f"{path} is too long"
+
+
+def test_no_two_files_of_tests_share_a_name() -> None:
+    # Tests import their helpers by name, from whichever folder comes first.
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert {name for name, count in names.items() if count > 1} == {"conftest.py"}
 
 
 @pytest.mark.parametrize("module", ["distill_jobs.spec", "distill_jobs.cli"])
