@@ -180,14 +180,18 @@ def test_a_person_who_compares_sees_costs_beside_quality(
                 assert value == pytest.approx(run.data.metrics[name], rel=0.01, abs=0.0006), name
 
 
-# The numbers to the right of a metric's name, on its line of the table; the name stands in the plot's menus, too.
+# The numbers to the right of a metric's name, on its line of the nearest table: the name stands in the plot's menus, too,
+# and other tables scroll under the same height.
 CELLS = """name => {
-    const middle = box => (box.top + box.bottom) / 2;
-    const leaves = [...document.querySelectorAll("*")].filter(each => !each.children.length && each.innerText?.trim());
     const named = [...document.querySelectorAll('a[title="Plot chart"]')].find(each => each.innerText.trim() == name);
-    const place = named?.getBoundingClientRect();
-    if (!place) return [];
-    const line = leaves.map(each => [each.getBoundingClientRect(), each.innerText.trim()])
-        .filter(([box, text]) => Math.abs(middle(box) - middle(place)) < 12 && box.left > place.right && isFinite(text));
-    return line.sort((one, other) => one[0].left - other[0].left).map(([box, text]) => text);
+    if (!named) return [];
+    const middle = each => (each.getBoundingClientRect().top + each.getBoundingClientRect().bottom) / 2;
+    const left = each => each.getBoundingClientRect().left;
+    for (let box = named.parentElement; box; box = box.parentElement) {
+        const line = [...box.querySelectorAll("*")]
+            .filter(each => !each.children.length && each.innerText?.trim() && isFinite(each.innerText))
+            .filter(each => Math.abs(middle(each) - middle(named)) < 12 && left(each) > left(named));
+        if (line.length) return line.sort((one, other) => left(one) - left(other)).map(each => each.innerText.trim());
+    }
+    return [];
 }"""
