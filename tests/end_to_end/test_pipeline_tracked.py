@@ -180,8 +180,8 @@ def test_a_person_who_compares_sees_costs_beside_quality(
                 assert value == pytest.approx(run.data.metrics[name], rel=0.01, abs=0.0006), name
 
 
-# The numbers to the right of a metric's name, on its line of the nearest table: the name stands in the plot's menus, too,
-# and other tables scroll under the same height.
+# The numbers to the right of a metric's name, on its line of the nearest table: the name stands in the plot's menus as
+# well, and other tables may lie at the same height, scrolled out of sight.
 CELLS = """name => {
     const named = [...document.querySelectorAll('a[title="Plot chart"]')].find(each => each.innerText.trim() == name);
     if (!named) return [];
