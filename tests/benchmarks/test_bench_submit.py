@@ -52,7 +52,7 @@ def job(folder: Path) -> Path:
 
 def first_shard(command: list[str], folder: Path, env: dict[str, str]) -> dict[str, float]:
     """Seconds from the command's start to what it leaves behind."""
-    marks = {"first part of data": "data/parts", "first shard of the capture": "store/parts"}
+    marks = {"first part of data": "data/train", "first shard of the capture": "store/parts"}
     found: dict[str, float] = {}
     began = time.perf_counter()
     with (folder / "log").open("w") as log:
